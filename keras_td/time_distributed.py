@@ -1,0 +1,258 @@
+"""The `TimeDistributed` layer."""
+
+import contextlib
+import copy
+import functools
+import inspect
+
+import keras
+from keras import tree
+
+from keras_td import folding
+from keras_td import masking
+
+
+@keras.saving.register_keras_serializable(package="keras_td")
+class TimeDistributed(keras.layers.Wrapper):
+    """Applies a layer to every time step of its inputs.
+
+    The time axis is folded into the batch axis, `(batch, time, ...)` to
+    `(batch * time, ...)`, the layer is called once, and its outputs are
+    unfolded. So the same weights serve every step, and neither the traced
+    graph nor its compile time grows with the number of steps.
+
+    Example:
+
+    Apply one convolution to each of the 10 frames of 32 videos.
+
+    >>> inputs = keras.Input(shape=(10, 128, 128, 3), batch_size=32)
+    >>> outputs = keras_td.TimeDistributed(keras.layers.Conv2D(64, 3))(inputs)
+    >>> outputs.shape
+    (32, 10, 126, 126, 64)
+
+    Args:
+        layer: The `keras.Layer` to apply: a layer, a `Sequential`, a functional
+            or subclassed `Model`, or another `TimeDistributed`.
+        **kwargs: The arguments of every layer. `dtype` defaults to the dtype
+            policy of `layer`.
+
+    Call arguments:
+        inputs: Tensor of shape `(batch, time, ...)`, or a nest (list, tuple or
+            dict) of such tensors. A tensor whose time is 1 is used at every
+            step.
+        *args: Further tensors, or nests of tensors, of shape
+            `(batch, time, ...)`. They go to the wrapped layer at the same
+            position.
+        training: Whether the layer behaves as in training or as in inference.
+            Reaches every layer inside.
+        mask: Boolean mask of shape `(batch, time)` or `(batch, time, ...)`, in
+            the structure of `inputs`. Defaults to the masks that ride on
+            `inputs`. The wrapped layer sees the slice's mask.
+        **kwargs: Further arguments of the wrapped layer by name. Tensors are
+            of shape `(batch, time, ...)`; all else passes unchanged.
+
+    Output shape:
+        `(batch, time, ...)` for each tensor that the wrapped layer returns. An
+        output has the mask that the wrapped layer gives it, or else the
+        incoming mask reduced to `(batch, time)`: a step is valid where
+        anything in it is.
+
+    Raises:
+        ValueError: if `layer` is not a layer; if a tensor has fewer than two
+            axes; if tensors differ in batch or time; if `mask` does not match
+            `inputs`; if the wrapped layer returns a tensor without a batch
+            axis.
+    """
+
+    def __init__(self, layer, **kwargs):
+        if not isinstance(layer, keras.Layer):
+            raise ValueError(
+                "Please initialize `TimeDistributed` layer with a "
+                f"`keras.layers.Layer` instance. Received: {layer}"
+            )
+        if kwargs.get("dtype") is None:
+            kwargs["dtype"] = _unquantized(layer.dtype_policy)
+        super().__init__(layer, **{"autocast": layer.autocast, **kwargs})
+        self.supports_masking = True
+        self._layer_takes_mask = "mask" in _parameters(layer.call)
+        self._in_call = False
+
+    def __call__(self, inputs, *args, **kwargs):
+        # Keras refuses a catch-all that holds both tensors and other values.
+        static = dict(kwargs.pop("static_kwargs", {}))
+        for name in kwargs.keys() - {"training", "mask"}:
+            if not _is_tensor_argument(name, kwargs[name]):
+                static[name] = kwargs.pop(name)
+        if static:
+            kwargs["static_kwargs"] = static
+        if self.built:
+            return super().__call__(inputs, *args, **kwargs)
+        self._in_call = True
+        try:
+            return super().__call__(inputs, *args, **kwargs)
+        finally:
+            self._in_call = False
+
+    def build(self, input_shape):
+        # Its own call builds the wrapped layer, from all of its arguments.
+        if self._in_call or self.layer.built:
+            return
+        inputs = folding.map_tensors(folding.fold, self._symbolic(input_shape))
+        if type(self.layer).build is not keras.Layer.build:
+            if _takes_one(self.layer.build):
+                self.layer.build(_shapes(inputs))
+        elif _takes_one(self.layer.call):
+            # As in Keras, a layer that cannot be traced waits for its call.
+            with contextlib.suppress(Exception):
+                self.layer(inputs)
+
+    def call(
+        self,
+        inputs,
+        *args,
+        training=None,
+        mask=None,
+        static_kwargs=None,
+        **kwargs,
+    ):
+        options = dict(static_kwargs or {})
+        if training is not None:
+            options["training"] = training
+        arguments, masks, step_mask, unfold = _fold(
+            (inputs, args, kwargs), mask
+        )
+        outputs, output_masks = self._call_layer(arguments, masks, options)
+        outputs = folding.map_tensors(unfold, outputs)
+        if self.supports_masking:
+            output_masks = _unfold_masks(output_masks, unfold, step_mask)
+            masking.set_masks(outputs, output_masks)
+        return outputs
+
+    def _call_layer(self, arguments, masks, options):
+        given = masking.fit(masks, arguments, self.layer)
+        masking.set_masks(arguments, given)
+        inputs, args, kwargs = arguments
+        if self._layer_takes_mask and masking.any_mask(given[0]):
+            options = {**options, "mask": given[0]}
+        with masking.passed_on(given, self.layer):
+            outputs = self.layer(inputs, *args, **kwargs, **options)
+        output_masks = masking.get_masks(outputs)
+        return outputs, masking.restore(output_masks, given, masks)
+
+    def compute_mask(self, inputs, mask=None):
+        own = type(self.layer).compute_mask is not keras.Layer.compute_mask
+        if not own and not masking.any_mask(mask):
+            return None
+        (inputs, _, _), (masks, _, _), step_mask, unfold = _fold(
+            (inputs, (), {}), mask
+        )
+        output_masks = None
+        if self.layer.supports_masking:
+            given = masking.fit(masks, inputs, self.layer)
+            output_masks = self.layer.compute_mask(inputs, given)
+            output_masks = masking.restore(output_masks, given, masks)
+        return _unfold_masks(output_masks, unfold, step_mask)
+
+    def compute_output_shape(self, input_shape, *args, **kwargs):
+        inputs = self._symbolic(input_shape)
+        args = tuple(self._symbolic(shape) for shape in args)
+        kwargs = {name: self._symbolic(kwargs[name]) for name in kwargs}
+        folded, _, _, unfold = _fold((inputs, args, kwargs), mask=None)
+        inputs, args, kwargs = folded
+        try:
+            shape = self.layer.compute_output_shape(
+                _shapes(inputs), *_shapes(args), **_shapes(kwargs)
+            )
+            outputs = self._symbolic(shape)
+        except NotImplementedError:
+            kwargs = {
+                name.removesuffix("_shape"): kwargs[name] for name in kwargs
+            }
+            outputs = self.layer(inputs, *args, **kwargs)
+        return _shapes(folding.map_tensors(unfold, outputs))
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.call(*args, **kwargs)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        # Deserializing takes entries out of the config it is given.
+        return super().from_config(copy.deepcopy(config), custom_objects)
+
+    def _symbolic(self, shape):
+        return tree.map_shape_structure(
+            lambda s: keras.KerasTensor(s, dtype=self.compute_dtype), shape
+        )
+
+
+def _fold(arguments, mask):
+    """Folds `(inputs, args, kwargs)` and their masks.
+
+    Returns:
+        Tuple of the folded arguments, their folded masks, the mask of the
+        steps of `inputs` and the function that unfolds a tensor again.
+    """
+    named = _named_tensors(arguments)
+    folding.check(named)
+    masks = masking.incoming(arguments, mask)
+    align = functools.partial(folding.align, tensors=list(named.values()))
+    arguments, masks = folding.map_tensors(align, (arguments, masks))
+    step_mask = masking.step_mask(masks[0])
+    like = next(iter(_named_tensors(arguments).values()))
+    arguments, masks = folding.map_tensors(folding.fold, (arguments, masks))
+    return arguments, masks, step_mask, lambda x: folding.unfold(x, like)
+
+
+def _unfold_masks(masks, unfold, step_mask):
+    return tree.map_structure(
+        lambda mask: step_mask if mask is None else unfold(mask), masks
+    )
+
+
+def _named_tensors(arguments):
+    """Tensors by the names that a user knows: `value`, `inputs[0]`."""
+    named = {}
+    for (top, *path), x in tree.flatten_with_path(arguments):
+        if folding.is_tensor(x):
+            name, *keys = [["inputs"], ["args"], []][top] + path
+            named[name + "".join(f"[{key!r}]" for key in keys)] = x
+    return named
+
+
+def _is_tensor_argument(name, value):
+    leaves = [x for x in tree.flatten(value) if x is not None]
+    tensors = [x for x in leaves if folding.is_tensor(x)]
+    if tensors and len(tensors) < len(leaves):
+        raise ValueError(
+            f"The argument `{name}` of the `TimeDistributed` layer mixes "
+            "tensors and other values. Pass them as separate arguments. "
+            f"Received: {value}"
+        )
+    return bool(tensors)
+
+
+def _parameters(fn):
+    return inspect.signature(fn).parameters
+
+
+def _takes_one(fn):
+    required = [
+        p
+        for p in _parameters(fn).values()
+        if p.default is p.empty
+        and p.kind
+        in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY, p.KEYWORD_ONLY)
+    ]
+    return len(required) <= 1
+
+
+def _shapes(tensors):
+    return folding.map_tensors(lambda x: tuple(x.shape), tensors)
+
+
+def _unquantized(policy):
+    # "int8_from_mixed_bfloat16" -> "mixed_bfloat16". The wrapper holds no
+    # weights to quantize, and Keras would ask it for a quantized call.
+    if policy.quantization_mode is None:
+        return policy
+    return policy.name.split("_from_")[-1]
