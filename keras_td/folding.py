@@ -11,46 +11,24 @@ import keras
 from keras import ops
 from keras import tree
 
-_OPERATIONS = {}
-
-
-def operation(fn):
-    """Makes `fn` an operation: symbolic results know what they come from.
-
-    Keras writes the masks of symbolic tensors into the graph of a functional
-    model, so they need a way back to the inputs of the model.
-    """
-
-    @functools.wraps(fn)
-    def call(*args):
-        symbolic = any(map(keras.backend.is_keras_tensor, tree.flatten(args)))
-        return _Operation(fn.__name__)(*args) if symbolic else fn(*args)
-
-    _OPERATIONS[fn.__name__] = fn
-    return call
-
-
-@keras.saving.register_keras_serializable(package="keras_td")
-class _Operation(keras.Operation):
-    def __init__(self, function, name=None):
-        super().__init__(name=name)
-        self.function = function
-
-    def call(self, *args):
-        return _OPERATIONS[self.function](*args)
-
-    def compute_output_spec(self, *args):
-        return self.call(*args)
-
 
 def is_tensor(x):
     return hasattr(x, "shape")
 
 
-def map_tensors(fn, *nests):
-    """Maps `fn` over the tensors of the first nest; other leaves stay."""
+def flatten(nest):
+    # Most nests are one tensor, and trees are slow on some backends.
+    return [nest] if nest is None or is_tensor(nest) else tree.flatten(nest)
+
+
+def map_tensors(fn, nest, *nests):
+    """Maps `fn` over the tensors of `nest`; its other leaves stay."""
+    if is_tensor(nest):
+        return fn(nest, *nests)
+    if nest is None:
+        return None
     return tree.map_structure(
-        lambda x, *others: fn(x, *others) if is_tensor(x) else x, *nests
+        lambda x, *xs: fn(x, *xs) if is_tensor(x) else x, nest, *nests
     )
 
 
@@ -60,22 +38,20 @@ def sizes(x):
     return static if all(map(_is_known, static)) else tuple(ops.shape(x))
 
 
-def check(tensors):
-    """Checks that tensors are `(batch, time, ...)` and agree on both.
+def batch_and_time(tensors):
+    """The batch and the time that tensors `(batch, time, ...)` share.
 
     Args:
         tensors: Dict of names and tensors. A time of 1 agrees with any other.
+
+    Returns:
+        Tuple `(batch, time)` of sizes.
 
     Raises:
         ValueError: if there is no tensor, if one has fewer than two axes, or
             if two differ in batch or time.
     """
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    if not shapes:
-        raise ValueError(
-            "`TimeDistributed` expects at least one tensor of shape "
-            "`(batch, time, ...)` in its arguments. Received none."
-        )
     for name, shape in shapes.items():
         if len(shape) < 2:
             raise ValueError(
@@ -83,55 +59,53 @@ def check(tensors):
                 "`(batch, time, ...)`, which is at least two axes. Received: "
                 f"`{name}` with shape {shape}."
             )
-    batches = {shape[0] for shape in shapes.values() if _is_known(shape[0])}
-    times = {shape[1] for shape in shapes.values() if _is_known(shape[1])}
-    for axis, found in ("batch", batches), ("time", times - {1}):
-        if len(found) > 1:
+    if not shapes:
+        raise ValueError(
+            "`TimeDistributed` expects at least one tensor of shape "
+            "`(batch, time, ...)`. Received none."
+        )
+    batches, times = zip(*(sizes(x)[:2] for x in tensors.values()), strict=True)
+    times = [time for time in times if not _is(time, 1)] or [1]
+    for axis, found in ("batch", batches), ("time", times):
+        if len(set(filter(_is_known, found))) > 1:
             received = ", ".join(f"`{n}` with {s}" for n, s in shapes.items())
             raise ValueError(
                 f"`TimeDistributed` expects tensors of the same {axis} (a time "
                 f"of 1 serves every step). Received shapes: {received}."
             )
+    return _common(batches), _common(times)
 
 
-def align(x, tensors):
-    """Repeats a tensor whose time is 1 at each time step of `tensors`."""
-    times = [x.shape[1] for x in tensors]
-    if len(times) == 1 or (all(map(_is_known, times)) and len({*times}) == 1):
+def align(x, time):
+    """Repeats a tensor whose time is 1 at each of `time` steps."""
+    batch, own_time, *inner = sizes(x)
+    if own_time is time or _is(own_time, time):
         return x
-    return _repeat(x, tensors)
-
-
-@operation
-def _repeat(x, tensors):
-    batch, _, *inner = sizes(x)
     # (batch, 1, ...) -> (batch, time, ...)
-    return _broadcast_to(x, (batch, _common_time(tensors), *inner))
+    return _broadcast_to(x, (batch, time, *inner))
 
 
-@operation
 def fold(x):
     batch, time, *inner = sizes(x)
     # (batch, time, ...) -> (batch * time, ...)
     return _reshape(x, (_product(batch, time), *inner))
 
 
-@operation
-def unfold(x, like):
-    batch, time = sizes(like)[:2]
-    steps, received = _product(batch, time), tuple(x.shape)
-    if not received or _both_known_and_differ(received[0], steps):
+def unfold(x, batch, time):
+    steps, shape = _product(batch, time), tuple(x.shape)
+    if not shape or (
+        _is_known(shape[0]) and _is_known(steps) and shape[0] != steps
+    ):
         raise ValueError(
             "The layer wrapped by `TimeDistributed` gets each time step as a "
             "sample of its batch and must return tensors of shape "
             f"`(batch * time, ...)`. Expected: ({steps}, ...). Received: an "
-            f"output of shape {received}."
+            f"output of shape {shape}."
         )
     # (batch * time, ...) -> (batch, time, ...)
     return _reshape(x, (batch, time, *sizes(x)[1:]))
 
 
-@operation
 def spread(x, like, rank):
     """Repeats `x` along the axes of `like` that it lacks, up to `rank`."""
     lacking = (1,) * (rank - len(x.shape))
@@ -155,21 +129,19 @@ def _is_known(size):
     return isinstance(size, int)
 
 
-def _both_known_and_differ(a, b):
-    return _is_known(a) and _is_known(b) and a != b
+def _is(size, value):
+    return _is_known(size) and _is_known(value) and size == value
 
 
 def _product(batch, time):
     return None if batch is None or time is None else batch * time
 
 
-def _common_time(tensors):
-    times = [sizes(x)[1] for x in tensors]
-    times = [t for t in times if not (_is_known(t) and t == 1)]
-    known = [t for t in times if _is_known(t)]
-    return known[0] if known else functools.reduce(_other_than_one, times)
+def _common(found):
+    known = [size for size in found if _is_known(size)]
+    return known[0] if known else functools.reduce(_other_than_one, found)
 
 
 def _other_than_one(a, b):
-    # A time that is unknown until run time may turn out to be 1.
+    # A size that is unknown until run time may turn out to be 1.
     return ops.where(ops.equal(a, 1), b, a) if ops.is_tensor(a) else a

@@ -17,6 +17,8 @@ from keras_td import folding
 
 def get_masks(tensors):
     """The masks that ride on a nest of tensors."""
+    if folding.is_tensor(tensors):
+        return _get_mask(tensors)
     return tree.map_structure(
         lambda x: _get_mask(x) if folding.is_tensor(x) else None, tensors
     )
@@ -24,34 +26,33 @@ def get_masks(tensors):
 
 def set_masks(tensors, masks):
     """Lets the masks ride on their tensors."""
-    for x, mask in zip(tree.flatten(tensors), tree.flatten(masks), strict=True):
-        if mask is not None:
+    pairs = zip(folding.flatten(tensors), folding.flatten(masks), strict=True)
+    for x, mask in pairs:
+        if mask is not None and folding.is_tensor(x):
             _set_mask(x, mask)
 
 
 def any_mask(masks):
-    return any(mask is not None for mask in tree.flatten(masks))
+    return any(mask is not None for mask in folding.flatten(masks))
 
 
-def incoming(arguments, mask):
-    """The masks of `(inputs, args, kwargs)`.
+def incoming(tensors, mask=None):
+    """The masks of a nest of tensors `(batch, time, ...)`.
 
     Args:
-        arguments: Tuple `(inputs, args, kwargs)` of nests of tensors
-            `(batch, time, ...)`.
-        mask: `None`, or the mask to use for `inputs` in place of those that
-            ride on them.
+        tensors: Nest of tensors.
+        mask: `None`, or what to use in place of the masks that ride on the
+            tensors.
 
     Raises:
-        ValueError: if `mask` has not the structure of `inputs`, or if a mask
-            does not begin with the batch and time of its tensor.
+        ValueError: if `mask` does not have the structure of `tensors`, or if a
+            mask does not begin with the batch and time of its tensor.
     """
-    masks = get_masks(arguments)
-    if mask is not None:
-        masks = (_in_structure_of(arguments[0], mask), *masks[1:])
-    for x, m in zip(tree.flatten(arguments), tree.flatten(masks), strict=True):
-        if m is not None:
-            _check(m, x)
+    if mask is None:
+        masks = get_masks(tensors)
+    else:
+        masks = _in_structure_of(tensors, mask)
+    folding.map_tensors(_check, masks, tensors)
     return masks
 
 
@@ -75,14 +76,13 @@ def fit(masks, tensors, layer):
     return folding.map_tensors(fit_one, masks, tensors)
 
 
-def restore(masks, given, originals):
-    """Undoes `fit` for the masks that passed through a layer untouched."""
-    pairs = list(zip(tree.flatten(given), tree.flatten(originals), strict=True))
-
-    def restore_one(mask):
-        return next((o for g, o in pairs if g is mask), mask)
-
-    return folding.map_tensors(restore_one, masks)
+def restore(masks, fitted, originals):
+    """Undoes `fit` for the masks that a layer passed on untouched."""
+    if not any_mask(masks):
+        return masks
+    pairs = zip(tree.flatten(fitted), tree.flatten(originals), strict=True)
+    original = {id(after): before for after, before in pairs}
+    return folding.map_tensors(lambda m: original.get(id(m), m), masks)
 
 
 def step_mask(masks):
@@ -90,10 +90,8 @@ def step_mask(masks):
 
     Where several inputs have masks, a step is valid if it is in any of them.
     """
-    masks = [
-        _reduce(mask, 2) for mask in tree.flatten(masks) if mask is not None
-    ]
-    return functools.reduce(ops.logical_or, masks) if masks else None
+    found = [_reduce(m, 2) for m in folding.flatten(masks) if m is not None]
+    return functools.reduce(ops.logical_or, found) if found else None
 
 
 @contextlib.contextmanager
@@ -108,6 +106,33 @@ def passed_on(masks, layer):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* was passed an input with a mask")
         yield
+
+
+def connect(tensors):
+    """Connects the masks of symbolic tensors to the graph of their tensors.
+
+    Keras writes a symbolic mask into the graph of a functional model, as an
+    argument of the layer that takes it, and so needs to know its origin.
+    """
+    for x in folding.flatten(tensors):
+        mask = _get_mask(x)
+        if mask is not None:
+            _set_mask(x, MaskOf(tuple(mask.shape))(x))
+
+
+@keras.saving.register_keras_serializable(package="keras_td")
+class MaskOf(keras.Operation):
+    """The mask that rides on a tensor, as a step of a functional model."""
+
+    def __init__(self, shape, name=None):
+        super().__init__(name=name)
+        self.shape = shape
+
+    def call(self, x):
+        return _get_mask(x)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(self.shape, dtype="bool")
 
 
 def _get_mask(x):
@@ -156,74 +181,38 @@ _read_mask = _MaskReader()
 _write_mask = _MaskWriter()
 
 
-def _in_structure_of(inputs, mask):
-    tuples = tree.lists_to_tuples(inputs), tree.lists_to_tuples(mask)
-    try:
-        tree.assert_same_structure(*tuples)
-    except (TypeError, ValueError):
-        raise ValueError(
-            "The `mask` passed to the `TimeDistributed` layer must have the "
-            "structure of `inputs`: one mask, or `None`, for each input. "
-            f"Expected: {_describe(inputs)}. Received: {_describe(mask)}."
-        ) from None
-    matched = tree.map_structure(lambda x, m: m, *tuples)
-    return tree.pack_sequence_as(inputs, tree.flatten(matched))
-
-
-def _check(mask, x):
-    found, expected = tuple(mask.shape), tuple(x.shape)
-    differs = any(
-        isinstance(m, int) and isinstance(d, int) and m != d
-        for m, d in zip(found[:2], expected[:2], strict=False)
-    )
-    if len(found) < 2 or differs:
-        raise ValueError(
-            "The `mask` passed to the `TimeDistributed` layer has a shape "
-            f"{found} that is incompatible with the input shape {expected}. "
-            "A mask must begin with the batch and time of its input: "
-            f"({expected[0]}, {expected[1]}, ...)."
-        )
-
-
-def _in_structure_of(inputs, mask):
-    tuples = tree.lists_to_tuples(inputs), tree.lists_to_tuples(mask)
-    try:
-        tree.assert_same_structure(*tuples)
-    except (TypeError, ValueError):
-        raise ValueError(
-            "The `mask` passed to the `TimeDistributed` layer must have the "
-            "structure of `inputs`: one mask, or `None`, for each input. "
-            f"Expected: {_describe(inputs)}. Received: {_describe(mask)}."
-        ) from None
-    matched = tree.map_structure(lambda x, m: m, *tuples)
-    return tree.pack_sequence_as(inputs, tree.flatten(matched))
-
-
-def _check(mask, x):
-    found, expected = tuple(mask.shape), tuple(x.shape)
-    differs = any(
-        isinstance(m, int) and isinstance(d, int) and m != d
-        for m, d in zip(found[:2], expected[:2], strict=False)
-    )
-    if len(found) < 2 or differs:
-        raise ValueError(
-            "The `mask` passed to the `TimeDistributed` layer has a shape "
-            f"{found} that is incompatible with the input shape {expected}. "
-            "A mask must begin with the batch and time of its input: "
-            f"({expected[0]}, {expected[1]}, ...)."
-        )
-
-
-def _spread(mask, shape):
-    # (batch * time,) -> (batch * time, ...)
-    inner = (1,) * (len(shape) - len(mask.shape))
-    mask = folding.reshape(mask, (*folding.sizes(mask), *inner))
-    return folding.broadcast_to(mask, shape)
-
-
 def _reduce(mask, rank):
     inner = tuple(range(rank, len(mask.shape)))
     return ops.any(mask, axis=inner) if inner else mask
+
+
+def _in_structure_of(tensors, mask):
+    tuples = tree.lists_to_tuples(tensors), tree.lists_to_tuples(mask)
+    try:
+        tree.assert_same_structure(*tuples)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "The `mask` passed to the `TimeDistributed` layer must have the "
+            "structure of `inputs`: one mask, or `None`, for each input. "
+            f"Expected: {_describe(tensors)}. Received: {_describe(mask)}."
+        ) from None
+    masks = tree.map_structure(lambda x, m: m, *tuples)
+    return tree.pack_sequence_as(tensors, tree.flatten(masks))
+
+
+def _check(mask, x):
+    found, expected = tuple(mask.shape), tuple(x.shape)
+    differs = any(
+        isinstance(m, int) and isinstance(d, int) and m != d
+        for m, d in zip(found[:2], expected[:2], strict=False)
+    )
+    if len(found) < 2 or differs:
+        raise ValueError(
+            "The `mask` passed to the `TimeDistributed` layer has a shape "
+            f"{found} that is incompatible with the input shape {expected}. "
+            "A mask must begin with the batch and time of its input: "
+            f"({expected[0]}, {expected[1]}, ...)."
+        )
 
 
 def _describe(nest):

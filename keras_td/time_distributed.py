@@ -94,7 +94,8 @@ class TimeDistributed(keras.layers.Wrapper):
             self._in_call = False
 
     def build(self, input_shape):
-        # Its own call builds the wrapped layer, from all of its arguments.
+        # In a call, the wrapped layer's own call builds it, from everything
+        # that it is given.
         if self._in_call or self.layer.built:
             return
         inputs = folding.map_tensors(folding.fold, self._symbolic(input_shape))
@@ -118,9 +119,7 @@ class TimeDistributed(keras.layers.Wrapper):
         options = dict(static_kwargs or {})
         if training is not None:
             options["training"] = training
-        arguments, masks, step_mask, unfold = _fold(
-            (inputs, args, kwargs), mask
-        )
+        arguments, masks, step_mask, unfold = _fold(inputs, args, kwargs, mask)
         outputs, output_masks = self._call_layer(arguments, masks, options)
         outputs = folding.map_tensors(unfold, outputs)
         if self.supports_masking:
@@ -129,50 +128,64 @@ class TimeDistributed(keras.layers.Wrapper):
         return outputs
 
     def _call_layer(self, arguments, masks, options):
-        given = masking.fit(masks, arguments, self.layer)
-        masking.set_masks(arguments, given)
-        inputs, args, kwargs = arguments
-        if self._layer_takes_mask and masking.any_mask(given[0]):
-            options = {**options, "mask": given[0]}
-        with masking.passed_on(given, self.layer):
-            outputs = self.layer(inputs, *args, **kwargs, **options)
-        output_masks = masking.get_masks(outputs)
-        return outputs, masking.restore(output_masks, given, masks)
+        fitted = self._fit(masks, arguments)
+        for name, nest in arguments.items():
+            masking.set_masks(nest, fitted[name])
+        if self._layer_takes_mask and masking.any_mask(fitted["inputs"]):
+            options = {**options, "mask": fitted["inputs"]}
+        args, kwargs = _args_and_kwargs(arguments)
+        with masking.passed_on(fitted, self.layer):
+            outputs = self.layer(*args, **kwargs, **options)
+        return outputs, masking.restore(
+            masking.get_masks(outputs), fitted, masks
+        )
+
+    def _fit(self, masks, arguments):
+        return {
+            name: masking.fit(masks[name], nest, self.layer)
+            for name, nest in arguments.items()
+        }
 
     def compute_mask(self, inputs, mask=None):
         own = type(self.layer).compute_mask is not keras.Layer.compute_mask
         if not own and not masking.any_mask(mask):
             return None
-        (inputs, _, _), (masks, _, _), step_mask, unfold = _fold(
-            (inputs, (), {}), mask
-        )
+        arguments, masks, step_mask, unfold = _fold(inputs, (), {}, mask)
         output_masks = None
         if self.layer.supports_masking:
-            given = masking.fit(masks, inputs, self.layer)
-            output_masks = self.layer.compute_mask(inputs, given)
-            output_masks = masking.restore(output_masks, given, masks)
+            fitted = self._fit(masks, arguments)
+            output_masks = self.layer.compute_mask(
+                arguments["inputs"], fitted["inputs"]
+            )
+            output_masks = masking.restore(output_masks, fitted, masks)
         return _unfold_masks(output_masks, unfold, step_mask)
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
         inputs = self._symbolic(input_shape)
-        args = tuple(self._symbolic(shape) for shape in args)
+        args = tuple(map(self._symbolic, args))
         kwargs = {name: self._symbolic(kwargs[name]) for name in kwargs}
-        folded, _, _, unfold = _fold((inputs, args, kwargs), mask=None)
-        inputs, args, kwargs = folded
+        arguments, _, _, unfold = _fold(inputs, args, kwargs)
+        args, kwargs = _args_and_kwargs(arguments)
         try:
-            shape = self.layer.compute_output_shape(
-                _shapes(inputs), *_shapes(args), **_shapes(kwargs)
+            outputs = self._symbolic(
+                self.layer.compute_output_shape(
+                    *map(_shapes, args),
+                    **{name: _shapes(kwargs[name]) for name in kwargs},
+                )
             )
-            outputs = self._symbolic(shape)
         except NotImplementedError:
-            kwargs = {
-                name.removesuffix("_shape"): kwargs[name] for name in kwargs
-            }
-            outputs = self.layer(inputs, *args, **kwargs)
+            outputs = self.layer(
+                *args,
+                **{
+                    name.removesuffix("_shape"): kwargs[name] for name in kwargs
+                },
+            )
         return _shapes(folding.map_tensors(unfold, outputs))
 
     def compute_output_spec(self, *args, **kwargs):
-        return self.call(*args, **kwargs)
+        outputs = self.call(*args, **kwargs)
+        masking.connect(outputs)
+        return outputs
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -185,37 +198,59 @@ class TimeDistributed(keras.layers.Wrapper):
         )
 
 
-def _fold(arguments, mask):
-    """Folds `(inputs, args, kwargs)` and their masks.
+def _fold(inputs, args, kwargs, mask=None):
+    """Folds the arguments of a call and their masks.
 
     Returns:
-        Tuple of the folded arguments, their folded masks, the mask of the
-        steps of `inputs` and the function that unfolds a tensor again.
+        Tuple of a dict of the folded arguments; a dict of their folded masks;
+        the mask of the steps of `inputs`, `(batch, time)`; and the function
+        that unfolds a tensor.
     """
-    named = _named_tensors(arguments)
-    folding.check(named)
-    masks = masking.incoming(arguments, mask)
-    align = functools.partial(folding.align, tensors=list(named.values()))
-    arguments, masks = folding.map_tensors(align, (arguments, masks))
-    step_mask = masking.step_mask(masks[0])
-    like = next(iter(_named_tensors(arguments).values()))
-    arguments, masks = folding.map_tensors(folding.fold, (arguments, masks))
-    return arguments, masks, step_mask, lambda x: folding.unfold(x, like)
+    arguments = {"inputs": inputs, **kwargs}
+    if args:
+        arguments["*args"] = args
+    batch, time = folding.batch_and_time(_named_tensors(arguments))
+    masks = {
+        name: masking.incoming(nest, mask if name == "inputs" else None)
+        for name, nest in arguments.items()
+    }
+    align = functools.partial(folding.align, time=time)
+    step_mask = folding.map_tensors(align, masking.step_mask(masks["inputs"]))
+
+    def fold(nests):
+        return {
+            name: folding.map_tensors(lambda x: folding.fold(align(x)), nest)
+            for name, nest in nests.items()
+        }
+
+    unfold = functools.partial(folding.unfold, batch=batch, time=time)
+    return fold(arguments), fold(masks), step_mask, unfold
+
+
+def _args_and_kwargs(arguments):
+    kwargs = dict(arguments)
+    return (kwargs.pop("inputs"), *kwargs.pop("*args", ())), kwargs
 
 
 def _unfold_masks(masks, unfold, step_mask):
-    return tree.map_structure(
-        lambda mask: step_mask if mask is None else unfold(mask), masks
-    )
+    def unfold_one(mask):
+        return step_mask if mask is None else unfold(mask)
+
+    if masks is None or folding.is_tensor(masks):
+        return unfold_one(masks)
+    return tree.map_structure(unfold_one, masks)
 
 
 def _named_tensors(arguments):
     """Tensors by the names that a user knows: `value`, `inputs[0]`."""
     named = {}
-    for (top, *path), x in tree.flatten_with_path(arguments):
-        if folding.is_tensor(x):
-            name, *keys = [["inputs"], ["args"], []][top] + path
-            named[name + "".join(f"[{key!r}]" for key in keys)] = x
+    for name, nest in arguments.items():
+        if folding.is_tensor(nest):
+            named[name] = nest
+            continue
+        for path, x in tree.flatten_with_path(nest):
+            if folding.is_tensor(x):
+                named[name + "".join(f"[{key!r}]" for key in path)] = x
     return named
 
 
