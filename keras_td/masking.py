@@ -76,6 +76,17 @@ def fit(masks, tensors, layer):
     return folding.map_tensors(fit_one, masks, tensors)
 
 
+def outgoing(outputs, fitted, originals):
+    """The masks on the folded outputs of a layer.
+
+    Those that the layer passed on untouched leave as they came, without the
+    rank that `fit` gave them. A mask of one row, as of causal attention scores,
+    serves all samples.
+    """
+    masks = restore(get_masks(outputs), fitted, originals)
+    return folding.map_tensors(folding.repeat_row, masks, outputs)
+
+
 def restore(masks, fitted, originals):
     """Undoes `fit` for the masks that a layer passed on untouched."""
     if not any_mask(masks):

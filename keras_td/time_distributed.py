@@ -136,9 +136,7 @@ class TimeDistributed(keras.layers.Wrapper):
         args, kwargs = _args_and_kwargs(arguments)
         with masking.passed_on(fitted, self.layer):
             outputs = self.layer(*args, **kwargs, **options)
-        return outputs, masking.restore(
-            masking.get_masks(outputs), fitted, masks
-        )
+        return outputs, masking.outgoing(outputs, fitted, masks)
 
     def _fit(self, masks, arguments):
         return {

@@ -1,0 +1,161 @@
+"""Every step sees the same layer, in one call."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+from keras import tree
+
+from cases import CASES
+from keras_td import TimeDistributed
+from reference import assert_close
+from reference import gradients
+from reference import loop
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def leaves(nest):
+    return [x for x in tree.flatten(nest) if hasattr(x, "shape")]
+
+
+def with_leaves(nest, tensors):
+    """Puts tensors in the place of the arrays of a nest."""
+    if not tensors:
+        return nest
+    rest = iter(tensors)
+    return tree.map_structure(
+        lambda x: next(rest) if hasattr(x, "shape") else x, nest
+    )
+
+
+@each_case
+def test_equals_a_loop_over_the_steps(case, rng):
+    layer = case.make()
+    args, kwargs = case.arrays(rng)
+
+    actual = TimeDistributed(layer)(*args, **kwargs)
+
+    assert_close(actual, loop(layer, *args, **kwargs))
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.differentiable], ids=lambda case: case.name
+)
+def test_has_the_gradients_of_a_loop(case, rng):
+    layer = case.make()
+    td = TimeDistributed(layer)
+    arrays = case.arrays(rng)
+    weights = tree.map_structure(
+        lambda y: ops.convert_to_tensor(rng.normal(size=y.shape), "float32"),
+        td(*arrays[0], **arrays[1]),
+    )
+    inputs = [] if case.integer else [keras.Variable(x) for x in leaves(arrays)]
+    variables = layer.trainable_variables + inputs
+
+    def loss_of(fn):
+        def loss():
+            tensors = [ops.convert_to_tensor(v) for v in inputs]
+            args, kwargs = with_leaves(arrays, tensors)
+            products = tree.map_structure(
+                lambda y, w: ops.sum(y * w), fn(*args, **kwargs), weights
+            )
+            return sum(tree.flatten(products))
+
+        return loss
+
+    actual = gradients(loss_of(td), variables)
+    expected = gradients(
+        loss_of(lambda *args, **kwargs: loop(layer, *args, **kwargs)), variables
+    )
+
+    assert_close(actual, expected)
+    assert any(np.any(g) for g in expected)
+
+
+@each_case
+def test_compiled_equals_eager(case, rng):
+    td = TimeDistributed(case.make())
+    args, kwargs = case.arrays(rng)
+    arrays = leaves((args, kwargs))
+    inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in arrays]
+    symbolic_args, symbolic_kwargs = with_leaves((args, kwargs), inputs)
+
+    model = keras.Model(inputs, td(*symbolic_args, **symbolic_kwargs))
+
+    actual = model.predict_on_batch(arrays)
+    expected = td(*args, **kwargs)
+    assert_close(tree.map_structure(ops.convert_to_tensor, actual), expected)
+
+
+class Counter(keras.Layer):
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return inputs * 2
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@pytest.mark.parametrize("time", [1, 3, 100])
+def test_an_eager_call_calls_the_layer_once(time):
+    counter = Counter()
+
+    TimeDistributed(counter)(np.ones((2, time, 5), "float32"))
+
+    assert counter.calls == 1
+
+
+@pytest.mark.parametrize("time", [1, 3, 100])
+def test_a_compiled_call_traces_the_layer_as_often_as_the_plain_layer(time):
+    def traces(layer, counter, shape):
+        model = keras.Sequential([keras.Input(shape[1:]), layer])
+        built = counter.calls
+        model.predict_on_batch(np.ones(shape, "float32"))
+        return built, counter.calls
+
+    plain, counter = Counter(), Counter()
+
+    assert traces(TimeDistributed(counter), counter, (2, time, 5)) == traces(
+        plain, plain, (2, 5)
+    )
+
+
+def test_folding_copies_nothing():
+    seen = []
+
+    class Keep(keras.Layer):
+        def call(self, inputs):
+            seen.append(inputs)
+            return inputs
+
+    x = ops.ones((2, 3, 5))
+    td = TimeDistributed(Keep())
+    td(x)
+
+    match keras.backend.backend():
+        case "tensorflow":
+            buffers = [np.asarray(memoryview(t)) for t in (x, seen[0])]
+            assert np.shares_memory(*buffers)
+        case "torch":
+            assert seen[0].data_ptr() == x.data_ptr()
+        case "jax":
+            import jax
+
+            program = jax.jit(lambda x: td(x) + 1).lower(x).compile().as_text()
+            assert "add(" in program
+            assert "copy" not in program
+            assert "transpose" not in program
+
+
+def test_a_nested_wrapper_equals_one_over_the_product(rng):
+    x = rng.normal(size=(2, 3, 4, 5)).astype("float32")
+    dense = layers.Dense(6)
+
+    nested = TimeDistributed(TimeDistributed(dense))(x)
+    flat = TimeDistributed(dense)(x.reshape(2, 12, 5))
+
+    assert_close(nested, ops.reshape(flat, (2, 3, 4, 6)))
