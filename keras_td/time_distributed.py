@@ -96,16 +96,16 @@ class TimeDistributed(keras.layers.Wrapper):
     def build(self, input_shape):
         # In a call, the wrapped layer's own call builds it, from everything
         # that it is given.
-        if self._in_call or self.layer.built:
+        if self._in_call:
             return
-        inputs = folding.map_tensors(folding.fold, self._symbolic(input_shape))
+        arguments, _, _, _ = _fold(self._symbolic(input_shape), (), {})
         if type(self.layer).build is not keras.Layer.build:
-            if _takes_one(self.layer.build):
-                self.layer.build(_shapes(inputs))
+            if _takes_one(self.layer.build) and not self.layer.built:
+                self.layer.build(_shapes(arguments["inputs"]))
         elif _takes_one(self.layer.call):
             # As in Keras, a layer that cannot be traced waits for its call.
             with contextlib.suppress(Exception):
-                self.layer(inputs)
+                self.layer(arguments["inputs"])
 
     def call(
         self,

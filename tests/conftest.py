@@ -28,4 +28,4 @@ def rng():
 @pytest.fixture
 def on_tensorflow():
     if keras.backend.backend() != "tensorflow":
-        pytest.skip(reason="only TensorFlow has string tensors")
+        pytest.skip(reason="Keras builds this layer on TensorFlow")

@@ -1,0 +1,191 @@
+"""Nests, further arguments and inputs that serve every step."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+from keras import tree
+
+from cases import CASES
+from cases import TwoInputs
+from keras_td import TimeDistributed
+from reference import assert_close
+from reference import loop
+
+
+def normal(rng, *shape):
+    return rng.normal(size=shape).astype("float32")
+
+
+class AddAll(keras.Layer):
+    def call(self, inputs):
+        return sum(tree.flatten(inputs))
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda x: [x, x],
+        lambda x: (x, x),
+        lambda x: {"a": x, "b": x},
+        lambda x: {"a": [x, (x, {"c": x})], "b": x},
+        lambda x: [x],
+    ],
+    ids=["list", "tuple", "dict", "deep", "list of one"],
+)
+def test_inputs_may_be_any_nest(nest, rng):
+    inputs = nest(normal(rng, 2, 3, 5))
+
+    assert_close(TimeDistributed(AddAll())(inputs), loop(AddAll(), inputs))
+
+    symbols = tree.map_structure(lambda x: keras.Input(x.shape[1:]), inputs)
+    outputs = TimeDistributed(AddAll())(symbols)
+    model = keras.Model(tree.flatten(symbols), outputs)
+    assert_close(model(tree.flatten(inputs)), loop(AddAll(), inputs))
+
+
+def test_the_layer_sees_the_nest_it_is_given():
+    seen = []
+
+    class Look(keras.Layer):
+        def call(self, inputs):
+            seen.append(inputs)
+            return inputs["b"]
+
+    x = np.ones((2, 3, 4))
+    TimeDistributed(Look())({"b": x, "a": [x, (x,)]})
+
+    assert set(seen[0]) == {"a", "b"}
+    assert isinstance(seen[0]["a"], list)
+    assert isinstance(seen[0]["a"][1], tuple)
+
+
+def test_attention_with_a_value_and_a_flag(rng):
+    attention = layers.MultiHeadAttention(2, 4)
+    query, value = normal(rng, 2, 3, 5, 4), normal(rng, 2, 3, 6, 4)
+
+    actual = TimeDistributed(attention)(query, value, use_causal_mask=True)
+
+    expected = loop(attention, query, value, use_causal_mask=True)
+    assert_close(actual, expected)
+
+
+def test_attention_with_a_mask_per_step(rng):
+    attention = layers.MultiHeadAttention(2, 4)
+    query, mask = normal(rng, 2, 3, 5, 4), rng.random((2, 3, 5, 5)) > 0.3
+    td = TimeDistributed(attention)
+
+    actual, scores = td(
+        query,
+        value=query,
+        attention_mask=mask,
+        return_attention_scores=True,
+    )
+
+    expected = loop(
+        attention,
+        query,
+        value=query,
+        attention_mask=mask,
+        return_attention_scores=True,
+    )
+    assert_close((actual, scores), expected)
+
+
+def test_a_functional_model_keeps_all_arguments(rng, tmp_path):
+    query, value = keras.Input((3, 5, 4)), keras.Input((3, 6, 4))
+    attention = TimeDistributed(layers.MultiHeadAttention(2, 4))
+    outputs = attention(query, value=value, use_causal_mask=True)
+    model = keras.Model([query, value], outputs)
+    arrays = normal(rng, 2, 3, 5, 4), normal(rng, 2, 3, 6, 4)
+    expected = attention(arrays[0], value=arrays[1], use_causal_mask=True)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+
+    assert_close(model(arrays), expected)
+    assert_close(loaded(arrays), expected)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    assert_close(clone(arrays), expected)
+
+
+@pytest.mark.parametrize("where", ["inputs", "initial_state"])
+def test_a_time_of_1_serves_every_step(where, rng):
+    lstm = layers.LSTM(4)
+    x, h, c = normal(rng, 2, 3, 5, 4), *normal(rng, 2, 2, 3, 4)
+    if where == "inputs":
+        x = x[:, :1]
+    else:
+        h, c = h[:, :1], c[:, :1]
+
+    actual = TimeDistributed(lstm)(x, initial_state=[h, c])
+
+    assert_close(actual, loop(lstm, x, initial_state=[h, c]))
+
+
+def test_broadcast_equals_repetition(rng):
+    td = TimeDistributed(TwoInputs())
+    items, user = normal(rng, 2, 3, 5), normal(rng, 2, 1, 4)
+
+    assert_close(td(items, user), td(items, np.repeat(user, 3, axis=1)))
+
+
+@pytest.mark.parametrize("item_time", [None, 3])
+@pytest.mark.parametrize("user_time", [None, 1])
+def test_broadcast_with_unknown_time(item_time, user_time, rng):
+    items, user = keras.Input((item_time, 5)), keras.Input((user_time, 4))
+    td = TimeDistributed(TwoInputs())
+    model = keras.Model([items, user], td(items, user))
+    assert model.output_shape == (None, item_time, 4)
+
+    for batch in 2, 1:
+        arrays = normal(rng, batch, 3, 5), normal(rng, batch, 1, 4)
+        actual = ops.convert_to_tensor(model.predict_on_batch(arrays))
+        assert_close(actual, loop(td.layer, *arrays))
+
+
+def test_broadcast_of_nothing_is_nothing(rng):
+    outputs = TimeDistributed(TwoInputs())(
+        normal(rng, 2, 0, 5), normal(rng, 2, 1, 4)
+    )
+
+    assert tuple(outputs.shape) == (2, 0, 4)
+
+
+def test_all_times_may_be_1(rng):
+    layer = TwoInputs()
+    arrays = normal(rng, 2, 1, 5), normal(rng, 2, 1, 4)
+
+    assert_close(TimeDistributed(layer)(*arrays), loop(layer, *arrays))
+
+
+def test_arguments_that_are_not_tensors_pass_unchanged():
+    seen = {}
+
+    class Look(keras.Layer):
+        def call(self, inputs, **options):
+            seen.update(options)
+            return inputs
+
+    options = {"mode": "fast", "sizes": [1, 2], "flag": None, "fn": len}
+    TimeDistributed(Look())(np.ones((2, 3, 4)), **options)
+
+    assert seen == options
+
+
+def test_the_call_does_not_change_its_arguments(rng):
+    x, h = normal(rng, 2, 3, 5, 4), normal(rng, 2, 3, 4)
+    state = [h, h]
+    kwargs = {"initial_state": state, "training": False}
+
+    TimeDistributed(layers.LSTM(4))(x, **kwargs)
+
+    assert set(kwargs) == {"initial_state", "training"}
+    assert len(state) == 2
+    assert state[0] is h
+
+
+def test_the_table_of_cases_has_no_twins():
+    assert len({case.name for case in CASES}) == len(CASES)

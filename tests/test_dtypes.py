@@ -1,0 +1,157 @@
+"""The wrapper neither loses nor changes a dtype."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_td import TimeDistributed
+from reference import as_numpy
+from reference import assert_close
+from reference import dtype
+from reference import loop
+
+
+@pytest.fixture
+def float64():
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_float64_layer_loses_no_precision(rng):
+    x = rng.normal(size=(2, 3, 5))
+    layer = layers.Dense(4, dtype="float64")
+
+    outputs = TimeDistributed(layer)(x)
+
+    assert dtype(outputs) == "float64"
+    np.testing.assert_allclose(
+        as_numpy(outputs), as_numpy(loop(layer, x)), rtol=1e-14
+    )
+
+
+@pytest.mark.parametrize(
+    "policy", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
+)
+def test_the_policy_is_that_of_the_layer(policy, rng):
+    layer = layers.Dense(4, dtype=policy)
+    td = TimeDistributed(layer)
+    x = rng.normal(size=(2, 3, 5)).astype("float32")
+
+    outputs = td(x)
+
+    assert td.dtype_policy == layer.dtype_policy
+    assert dtype(outputs) == layer.compute_dtype
+    assert td(keras.Input((3, 5))).dtype == layer.compute_dtype
+    assert td.weights[0].dtype == layer.variable_dtype
+
+
+def test_a_policy_that_is_given_is_kept():
+    td = TimeDistributed(layers.Dense(4, dtype="float32"), dtype="float16")
+
+    assert td.compute_dtype == "float16"
+    assert td.layer.compute_dtype == "float32"
+
+
+def test_a_global_policy_reaches_wrapper_and_layer():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        td = TimeDistributed(layers.Dense(4))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+    assert dtype(td(np.ones((2, 3, 5)))) == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype_in", ["int32", "int8", "uint8", "bool"])
+def test_integers_arrive_untouched(dtype_in):
+    seen = []
+
+    class Look(keras.Layer):
+        def call(self, inputs):
+            seen.append(dtype(inputs))
+            return inputs
+
+    TimeDistributed(Look())(np.ones((2, 3, 5), dtype_in))
+
+    assert seen == [dtype_in]
+
+
+def test_a_layer_without_autocast_gets_its_floats_untouched():
+    seen = []
+
+    class Look(keras.Layer):
+        def call(self, inputs):
+            seen.append(dtype(inputs))
+            return inputs
+
+    x = ops.ones((2, 3, 5), "float16")
+    TimeDistributed(Look(autocast=False))(x)
+    TimeDistributed(Look())(x)
+
+    assert seen == ["float16", "float32"]
+
+
+def test_embedding_of_ids_of_shape_batch_time():
+    embedding = layers.Embedding(9, 4)
+    ids = np.array([[1, 2, 3], [4, 5, 6]], "int32")
+
+    assert_close(TimeDistributed(embedding)(ids), loop(embedding, ids))
+
+
+def test_text_vectorization_of_shape_batch_time(on_tensorflow):
+    texts = np.array([["a b", "c"], ["b", "a a a"]])
+    vectorize = layers.TextVectorization(
+        output_sequence_length=3, vocabulary=["a", "b", "c"]
+    )
+
+    outputs = TimeDistributed(vectorize)(texts)
+
+    expected = [[[2, 3, 0], [4, 0, 0]], [[3, 0, 0], [2, 2, 2]]]
+    np.testing.assert_array_equal(outputs, expected)
+    assert outputs.dtype == "int64"
+
+
+def test_string_lookup_in_a_model(on_tensorflow):
+    lookup = layers.StringLookup(vocabulary=["a", "b"])
+    model = keras.Sequential(
+        [
+            keras.Input((None,), dtype="string"),
+            TimeDistributed(lookup),
+            layers.Embedding(4, 2),
+        ]
+    )
+    strings = ops.convert_to_tensor([["a", "b", "?"]])
+
+    assert model(strings).shape == (1, 3, 2)
+    np.testing.assert_array_equal(TimeDistributed(lookup)(strings), [[1, 2, 0]])
+
+
+def test_integer_lookup_and_hashing(on_tensorflow):
+    ids = np.array([[[10, 20], [30, 5]]], "int32")
+    for layer in (
+        layers.IntegerLookup(vocabulary=[10, 20, 30]),
+        layers.Hashing(num_bins=3),
+    ):
+        assert_close(TimeDistributed(layer)(ids), loop(layer, ids))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.CategoryEncoding(num_tokens=40),
+        lambda: layers.Discretization(bin_boundaries=[15.0, 25.0]),
+    ],
+    ids=["CategoryEncoding", "Discretization"],
+)
+def test_preprocessing_layers(make):
+    layer, ids = make(), np.array([[[10, 20], [30, 5]]], "int32")
+
+    assert_close(TimeDistributed(layer)(ids), loop(layer, ids))

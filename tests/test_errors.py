@@ -1,0 +1,136 @@
+"""Mistakes are told in the user's terms, before the wrapped layer runs."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_td import TimeDistributed
+
+
+class Untouched(keras.Layer):
+    def call(self, inputs, *args, mask=None, **kwargs):
+        raise AssertionError("the wrapped layer ran")
+
+
+def ones(*shape):
+    return np.ones(shape, "float32")
+
+
+def masks(*shape):
+    return np.ones(shape, bool)
+
+
+MISTAKES = {
+    "a rank of 1": ([ones(2)], {}, r"`inputs`.*\(2,\)"),
+    "a rank of 0": ([ones()], {}, r"`inputs`.*\(\)"),
+    "a rank of 1 in a nest": (
+        [{"a": ones(2, 3), "b": ones(2)}],
+        {},
+        r"`inputs\['b'\]`.*\(2,\)",
+    ),
+    "a rank of 1 in a further argument": (
+        [ones(2, 3, 4), ones(2)],
+        {},
+        r"`\*args\[0\]`.*\(2,\)",
+    ),
+    "a rank of 1 in an argument by name": (
+        [ones(2, 3, 4)],
+        {"value": [ones(2)]},
+        r"`value\[0\]`.*\(2,\)",
+    ),
+    "times that differ": (
+        [[ones(2, 3, 4), ones(2, 5, 4)]],
+        {},
+        r"same time.*`inputs\[0\]`.*\(2, 3, 4\).*`inputs\[1\]`.*\(2, 5, 4\)",
+    ),
+    "times that differ between arguments": (
+        [ones(2, 3, 4)],
+        {"value": ones(2, 5, 4)},
+        r"same time.*`inputs`.*\(2, 3, 4\).*`value`.*\(2, 5, 4\)",
+    ),
+    "batches that differ": (
+        [[ones(2, 3, 4), ones(1, 3, 4)]],
+        {},
+        r"same batch.*\(2, 3, 4\).*\(1, 3, 4\)",
+    ),
+    "a mask of another time": (
+        [ones(2, 3, 4)],
+        {"mask": masks(2, 4)},
+        r"The `mask` passed to the `TimeDistributed` layer has a shape "
+        r"\(2, 4\).*\(2, 3, 4\)",
+    ),
+    "a mask of another batch": (
+        [ones(2, 3, 4)],
+        {"mask": masks(3, 3)},
+        r"The `mask` passed to the `TimeDistributed` layer has a shape "
+        r"\(3, 3\).*\(2, 3, 4\)",
+    ),
+    "a mask without time": (
+        [ones(2, 3, 4)],
+        {"mask": masks(2)},
+        r"The `mask` passed to the `TimeDistributed` layer has a shape \(2,\)",
+    ),
+    "one mask for two inputs": (
+        [[ones(2, 3, 4), ones(2, 3, 4)]],
+        {"mask": masks(2, 3)},
+        "(?s)The `mask` passed to .* structure of `inputs`",
+    ),
+    "two masks for one input": (
+        [ones(2, 3, 4)],
+        {"mask": [masks(2, 3), masks(2, 3)]},
+        "(?s)The `mask` passed to .* structure of `inputs`",
+    ),
+    "a mask under another name": (
+        [{"a": ones(2, 3, 4)}],
+        {"mask": {"b": masks(2, 3)}},
+        "(?s)The `mask` passed to .* structure of `inputs`",
+    ),
+    "tensors and other values in one argument": (
+        [ones(2, 3, 4)],
+        {"state": [ones(2, 3), 7]},
+        "`state`.*separate arguments",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_raises_before_the_layer_runs(mistake):
+    args, kwargs, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=message):
+        TimeDistributed(Untouched())(*args, **kwargs)
+
+
+@pytest.mark.parametrize("mistake", [m for m in MISTAKES if "other v" not in m])
+def test_a_mistake_raises_in_a_symbolic_call(mistake):
+    args, kwargs, message = MISTAKES[mistake]
+
+    def symbol(x):
+        return keras.KerasTensor(x.shape, str(x.dtype))
+
+    args, kwargs = keras.tree.map_structure(symbol, (args, kwargs))
+    with pytest.raises(ValueError, match=message):
+        TimeDistributed(Untouched())(*args, **kwargs)
+
+
+def test_an_input_shape_of_rank_1_raises():
+    td = TimeDistributed(layers.Dense(4))
+    with pytest.raises(ValueError, match=r"at least two axes.*\(None,\)"):
+        td.build((None,))
+    with pytest.raises(ValueError, match=r"at least two axes.*\(None,\)"):
+        td.compute_output_shape((None,))
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (1, 4)])
+def test_an_output_without_a_batch_axis_raises(shape):
+    class Odd(keras.Layer):
+        def call(self, inputs):
+            return keras.ops.zeros(shape)
+
+    with pytest.raises(ValueError, match=r"must return tensors.*\(6, ...\)"):
+        TimeDistributed(Odd())(ones(2, 3, 4))
+
+
+def test_a_value_at_the_place_of_a_tensor_raises_as_in_keras():
+    with pytest.raises(ValueError, match="should be passed as a keyword"):
+        TimeDistributed(Untouched())(ones(2, 3, 4), "causal")

@@ -1,0 +1,94 @@
+"""Folding and unfolding tensors of any shape."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_td import folding
+from reference import assert_close
+
+size = st.integers(0, 4)
+shapes = st.lists(size, min_size=2, max_size=5).map(tuple)
+unknown = st.lists(st.booleans(), min_size=5, max_size=5)
+
+
+def arange(shape):
+    return ops.reshape(ops.arange(int(np.prod(shape)), dtype="int32"), shape)
+
+
+@settings(deadline=None, max_examples=50)
+@given(shapes)
+def test_unfold_undoes_fold(shape):
+    x = arange(shape)
+
+    folded = folding.fold(x)
+
+    assert tuple(folded.shape) == (shape[0] * shape[1], *shape[2:])
+    assert_close(folding.unfold(folded, *shape[:2]), x)
+
+
+@settings(deadline=None, max_examples=50)
+@given(shapes)
+def test_a_folded_row_is_a_step_of_a_sample(shape):
+    folded = folding.fold(arange(shape))
+
+    flat = np.arange(np.prod(shape)).reshape(shape)
+    rows = [flat[b, t] for b in range(shape[0]) for t in range(shape[1])]
+    for row, expected in zip(ops.convert_to_numpy(folded), rows, strict=True):
+        np.testing.assert_array_equal(row, expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(shapes, unknown)
+def test_known_sizes_stay_known_and_unknown_ones_unknown(shape, unknown):
+    shape = tuple(
+        None if hide else d for d, hide in zip(shape, unknown, strict=False)
+    )
+    x = keras.KerasTensor(shape, "int8")
+
+    folded = folding.fold(x)
+
+    known = None not in shape[:2]
+    steps = shape[0] * shape[1] if known else None
+    assert folded.shape == (steps, *shape[2:])
+    unfolded = folding.unfold(folded, *shape[:2])
+    assert unfolded.shape == shape
+    assert unfolded.dtype == "int8"
+
+
+@settings(deadline=None, max_examples=50)
+@given(shapes, st.integers(0, 4))
+def test_align_repeats_a_single_step(shape, time):
+    x = arange((shape[0], 1, *shape[2:]))
+
+    aligned = folding.align(x, time)
+
+    assert_close(aligned, ops.repeat(x, time, axis=1))
+
+
+def test_align_leaves_a_tensor_of_that_time_alone():
+    x = ops.ones((2, 3, 4))
+    assert folding.align(x, 3) is x
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ([(2, 3)], (2, 3)),
+        ([(2, 3), (2, 1)], (2, 3)),
+        ([(2, 1), (2, 3, 4)], (2, 3)),
+        ([(2, 1), (2, 1)], (2, 1)),
+        ([(2, 1), (2, 0)], (2, 0)),
+        ([(None, None), (2, 1)], (2, None)),
+        ([(None, 3), (2, None)], (2, 3)),
+        ([(None, 1), (None, None)], (None, None)),
+        ([(None, None), (None, None)], (None, None)),
+    ],
+)
+def test_the_batch_and_time_that_tensors_share(tensors, expected):
+    named = {f"x{i}": keras.KerasTensor(s) for i, s in enumerate(tensors)}
+    assert folding.batch_and_time(named) == expected

@@ -1,0 +1,455 @@
+"""Masks come in, reach the layer and leave."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+from keras import tree
+
+from keras_td import TimeDistributed
+from reference import as_numpy
+from reference import assert_close
+from reference import mask_of
+
+IDS = np.array([[[1, 2, 3], [4, 0, 0]], [[5, 6, 0], [0, 0, 0]]], "int32")
+WORDS, SENTENCES = IDS != 0, (IDS != 0).any(axis=-1)
+
+
+class Recorder(keras.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.masks = []
+
+    def call(self, inputs, mask=None):
+        self.masks.append(mask)
+        return tree.flatten(inputs)[0] * 2
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+
+def with_mask(x, mask):
+    x = ops.convert_to_tensor(x)
+    x._keras_mask = ops.convert_to_tensor(mask)
+    return x
+
+
+def assert_equal(actual, expected):
+    np.testing.assert_array_equal(as_numpy(actual), expected)
+
+
+def normal(rng, *shape):
+    return rng.normal(size=shape).astype("float32")
+
+
+def document_model(sentences=None, words=None):
+    return keras.Sequential(
+        [
+            keras.Input((sentences, words), dtype="int32"),
+            TimeDistributed(layers.Embedding(9, 4, mask_zero=True)),
+            TimeDistributed(layers.LSTM(5)),
+            layers.LSTM(3),
+        ]
+    )
+
+
+def padded(ids):
+    return np.pad(ids, ((0, 0), (0, 2), (0, 3)))
+
+
+def test_padded_words_and_sentences_change_nothing():
+    model = document_model()
+
+    bare, more = (
+        model.predict_on_batch(IDS),
+        model.predict_on_batch(padded(IDS)),
+    )
+    eager = as_numpy(model(padded(IDS)))
+
+    np.testing.assert_allclose(more, bare, atol=1e-6)
+    np.testing.assert_allclose(eager, bare, atol=1e-6)
+
+
+def test_a_document_equals_its_sentences_one_by_one():
+    model = document_model()
+    _, lstm, document_lstm = model.layers
+    embedding = model.layers[0].layer
+    for ids, prediction in zip(IDS, model.predict_on_batch(IDS), strict=True):
+        vectors = [
+            lstm.layer(embedding(sentence[sentence != 0][None]))
+            for sentence in ids
+            if sentence.any()
+        ]
+        expected = document_lstm(ops.stack(vectors, axis=1))
+        assert_close(ops.convert_to_tensor(prediction[None]), expected)
+
+
+def test_padding_does_not_change_training():
+    losses = []
+    for ids in IDS, padded(IDS):
+        keras.utils.set_random_seed(1)
+        model = document_model()
+        model.compile("sgd", "mse")
+        targets = np.ones((2, 3), "float32")
+        for _ in range(3):
+            loss = model.train_on_batch(ids, targets)
+        losses.append(float(loss))
+
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_padding_changes_nothing_inside_a_sequential_encoder():
+    encoder = keras.Sequential(
+        [layers.Embedding(9, 4, mask_zero=True), layers.LSTM(5)]
+    )
+    model = keras.Sequential(
+        [keras.Input((None, None), dtype="int32"), TimeDistributed(encoder)]
+    )
+
+    bare, more = (
+        model.predict_on_batch(IDS),
+        model.predict_on_batch(padded(IDS)),
+    )
+
+    np.testing.assert_allclose(more[:, :2], bare, atol=1e-6)
+
+
+def test_masks_pass_through_models_in_a_functional_model():
+    ids = keras.Input((None, None), dtype="int32")
+    x = TimeDistributed(layers.Embedding(9, 4, mask_zero=True))(ids)
+    stack = keras.Sequential([layers.Dense(4, "relu"), layers.Dense(4)])
+    x = TimeDistributed(stack)(x)
+    x = TimeDistributed(layers.LSTM(5))(x)
+    model = keras.Model(ids, layers.LSTM(3)(x))
+
+    bare, more = (
+        model.predict_on_batch(IDS),
+        model.predict_on_batch(padded(IDS)),
+    )
+
+    np.testing.assert_allclose(more, bare, atol=1e-6)
+
+
+def test_the_layer_sees_the_mask_of_the_slice():
+    recorder = Recorder()
+
+    TimeDistributed(recorder)(np.ones((2, 2, 3, 4), "float32"), mask=WORDS)
+
+    assert_equal(recorder.masks[0], WORDS.reshape(4, 3))
+
+
+def test_a_mask_that_rides_on_the_inputs_reaches_the_layer():
+    recorder = Recorder()
+
+    TimeDistributed(recorder)(
+        with_mask(np.ones((2, 2, 3, 4), "float32"), WORDS)
+    )
+
+    assert_equal(recorder.masks[0], WORDS.reshape(4, 3))
+
+
+def test_a_mask_that_is_given_goes_before_one_that_rides():
+    recorder = Recorder()
+    x = with_mask(np.ones((2, 2, 3, 4), "float32"), ~WORDS)
+
+    outputs = TimeDistributed(recorder)(x, mask=WORDS)
+
+    assert_equal(recorder.masks[0], WORDS.reshape(4, 3))
+    assert_equal(mask_of(outputs), SENTENCES)
+
+
+@pytest.mark.parametrize("as_nest", [list, tuple], ids=["list", "tuple"])
+def test_each_input_has_its_own_mask(as_nest):
+    recorder = Recorder()
+    x = np.ones((2, 2, 3, 4), "float32")
+
+    outputs = TimeDistributed(recorder)(
+        as_nest([x, x, x]), mask=as_nest([WORDS, None, ~SENTENCES])
+    )
+
+    first, second, third = recorder.masks[0]
+    assert_equal(first, WORDS.reshape(4, 3))
+    assert second is None
+    expected = np.repeat(~SENTENCES.reshape(4, 1), 3, axis=1)
+    assert_equal(third, expected)
+    # A step is valid if it is in any input.
+    assert_equal(mask_of(outputs), SENTENCES | ~SENTENCES)
+
+
+def test_masks_ride_on_nested_inputs():
+    recorder = Recorder()
+    x = np.ones((2, 2, 3, 4), "float32")
+
+    TimeDistributed(recorder)({"a": with_mask(x, WORDS), "b": ops.ones((2, 2))})
+
+    mask = recorder.masks[0]
+    assert_equal(mask["a"], WORDS.reshape(4, 3))
+    assert mask["b"] is None
+
+
+def test_the_mask_of_a_further_argument_reaches_the_layer(rng):
+    attention = layers.MultiHeadAttention(2, 4)
+    td = TimeDistributed(attention)
+    query, value = normal(rng, 2, 2, 3, 4), normal(rng, 2, 2, 3, 4)
+    longer = np.pad(value, ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=9)
+    mask = np.arange(5) < np.full((2, 2, 1), 3)
+
+    bare = td(query, ops.convert_to_tensor(value))
+
+    assert_close(td(query, with_mask(longer, mask)), bare)
+
+
+def test_a_mask_counts_next_to_an_initial_state(rng):
+    lstm = layers.LSTM(4)
+    x, state = normal(rng, 2, 2, 3, 4), [normal(rng, 2, 2, 4) for _ in "hc"]
+    td = TimeDistributed(lstm)
+
+    actual = td(with_mask(x, WORDS), initial_state=state)
+
+    expected = td(x, initial_state=state, mask=WORDS)
+    assert_close(actual, expected)
+    assert np.abs(as_numpy(actual - td(x, initial_state=state))).max() > 1e-3
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_mask_of_lower_rank_serves_inner_steps(rank, rng):
+    mask = WORDS[..., 0] if rank == 2 else WORDS
+    inner = np.repeat(mask[..., None], 3, axis=-1) if rank == 2 else mask
+    x, lstm = normal(rng, 2, 2, 3, 4), layers.LSTM(4)
+
+    actual = TimeDistributed(lstm)(x, mask=mask)
+
+    for t in range(2):
+        assert_close(actual[:, t], lstm(x[:, t], mask=ops.array(inner[:, t])))
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax",
+    reason="a ConvLSTM with a mask fails by itself on JAX: Keras lines the "
+    "mask up with the last axes of the state",
+)
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, layers.Bidirectional], ids=["", "Bidirectional"]
+)
+def test_a_convolutional_rnn_takes_a_mask_of_steps(wrap, rng):
+    x = normal(rng, 2, 2, 3, 6, 6, 2)
+    layer = wrap(layers.ConvLSTM2D(2, 3))
+    td = TimeDistributed(layer)
+
+    outputs = td(x, mask=WORDS)
+
+    assert_equal(mask_of(outputs), SENTENCES)
+    for t in range(2):
+        mask = ops.array(WORDS[:, t])
+        assert_close(outputs[:, t], layer(x[:, t], mask=mask))
+    by_step = td(x, mask=SENTENCES)
+    np.testing.assert_allclose(
+        as_numpy(by_step)[SENTENCES], as_numpy(td(x))[SENTENCES], atol=1e-6
+    )
+
+
+def test_batch_normalization_leaves_padded_steps_out(rng):
+    x = normal(rng, 2, 2, 4, 4, 3)
+    padded = np.where(SENTENCES[..., None, None, None], x, 9)
+    bare = layers.BatchNormalization()
+    td = TimeDistributed(layers.BatchNormalization())
+
+    td(padded, mask=SENTENCES, training=True)
+    bare(x[SENTENCES], training=True)
+
+    assert_close(td.layer.moving_mean.value, bare.moving_mean.value)
+    assert_close(td.layer.moving_variance.value, bare.moving_variance.value)
+
+
+OUTGOING = {
+    "the layer makes one": (
+        lambda: layers.Embedding(9, 4, mask_zero=True),
+        IDS,
+        None,
+        WORDS,
+    ),
+    "the layer passes one on": (
+        lambda: layers.Dense(4),
+        np.ones((2, 2, 3, 4), "float32"),
+        WORDS,
+        WORDS,
+    ),
+    "the layer passes a mask of steps on": (
+        lambda: layers.Dense(4),
+        np.ones((2, 2, 3, 4), "float32"),
+        SENTENCES,
+        SENTENCES,
+    ),
+    "the layer consumes one": (
+        lambda: layers.LSTM(4),
+        np.ones((2, 2, 3, 4), "float32"),
+        WORDS,
+        SENTENCES,
+    ),
+    "the layer knows no masks": (
+        lambda: layers.Conv1D(4, 2),
+        np.ones((2, 2, 3, 4), "float32"),
+        WORDS,
+        SENTENCES,
+    ),
+    "a model passes one on": (
+        lambda: keras.Sequential([layers.Dense(4), layers.Dense(3)]),
+        np.ones((2, 2, 3, 4), "float32"),
+        WORDS,
+        WORDS,
+    ),
+    "a model consumes one": (
+        lambda: keras.Sequential([layers.Dense(4), layers.LSTM(3)]),
+        np.ones((2, 2, 3, 4), "float32"),
+        WORDS,
+        SENTENCES,
+    ),
+    "a model makes one": (
+        lambda: keras.Sequential([layers.Embedding(9, 4, mask_zero=True)]),
+        IDS,
+        None,
+        WORDS,
+    ),
+    "a CNN knows no masks": (
+        lambda: keras.Sequential([layers.Conv2D(4, 3), layers.Flatten()]),
+        np.ones((2, 2, 6, 6, 3), "float32"),
+        SENTENCES,
+        SENTENCES,
+    ),
+    "there is none": (
+        lambda: layers.Dense(4),
+        np.ones((2, 2, 3, 4), "float32"),
+        None,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTGOING)
+def test_the_mask_that_leaves(name):
+    make, x, mask, expected = OUTGOING[name]
+    td = TimeDistributed(make())
+
+    outputs = td(x, mask=mask)
+
+    if expected is None:
+        assert mask_of(outputs) is None
+    else:
+        assert_equal(mask_of(outputs), expected)
+
+
+@pytest.mark.parametrize("name", OUTGOING)
+def test_the_mask_that_leaves_a_compiled_layer(name):
+    make, x, mask, expected = OUTGOING[name]
+    td = TimeDistributed(make())
+
+    class MaskOfOutput(keras.Layer):
+        supports_masking = True
+
+        def call(self, inputs, mask=None):
+            shape = ops.shape(inputs)[:2]
+            if mask is None:
+                return ops.full(shape, -1.0)
+            return ops.cast(ops.reshape(mask, (*shape, -1)), "float32")
+
+    x_in = keras.Input(x.shape[1:], dtype=str(x.dtype))
+    mask_in = keras.Input((None,) * (2 if mask is WORDS else 1), dtype="bool")
+    if mask is None:
+        model = keras.Model(x_in, MaskOfOutput()(td(x_in)))
+        found = model.predict_on_batch(x)
+    else:
+        model = keras.Model(
+            [x_in, mask_in], MaskOfOutput()(td(x_in, mask=mask_in))
+        )
+        found = model.predict_on_batch([x, mask])
+
+    if expected is None:
+        expected = np.full((2, 2), -1.0)
+    assert_equal(found, expected.reshape(found.shape))
+
+
+def test_several_outputs_have_their_masks():
+    lstm = layers.LSTM(4, return_sequences=True, return_state=True)
+
+    sequence, h, c = TimeDistributed(lstm)(
+        np.ones((2, 2, 3, 4), "float32"), mask=WORDS
+    )
+
+    assert_equal(mask_of(h), SENTENCES)
+    assert_equal(mask_of(c), SENTENCES)
+    assert mask_of(sequence).shape in {(2, 2), (2, 2, 3)}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not support masking")
+def test_no_mask_leaves_when_masking_is_not_supported():
+    td = TimeDistributed(layers.Dense(4))
+    td.supports_masking = False
+
+    outputs = td(np.ones((2, 2, 3, 4), "float32"), mask=WORDS)
+
+    assert mask_of(outputs) is None
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "float32"])
+def test_masks_of_any_dtype(dtype, rng):
+    x, lstm = normal(rng, 2, 2, 3, 4), TimeDistributed(layers.LSTM(4))
+
+    outputs = lstm(x, mask=WORDS.astype(dtype))
+
+    assert_close(outputs, lstm(x, mask=WORDS))
+    assert_equal(mask_of(outputs).astype(bool), SENTENCES)
+
+
+def test_a_mask_of_an_input_that_serves_every_step():
+    recorder = Recorder()
+    mask = np.array([[True], [False]])
+
+    outputs = TimeDistributed(recorder)(
+        [np.ones((2, 3, 4), "float32"), np.ones((2, 1, 4), "float32")],
+        mask=[None, mask],
+    )
+
+    expected = np.repeat(mask, 3, axis=1)
+    assert_equal(recorder.masks[0][1], expected.reshape(6))
+    assert_equal(mask_of(outputs), expected)
+
+
+def test_compute_mask_is_what_leaves():
+    embedding = TimeDistributed(layers.Embedding(9, 4, mask_zero=True))
+    dense, lstm = (
+        TimeDistributed(layers.Dense(4)),
+        TimeDistributed(layers.LSTM(4)),
+    )
+    x, words = ops.ones((2, 2, 3, 4)), ops.convert_to_tensor(WORDS)
+
+    found = embedding.compute_mask(ops.convert_to_tensor(IDS))
+    assert_equal(found, WORDS)
+    assert_equal(dense.compute_mask(x, words), WORDS)
+    assert_equal(lstm.compute_mask(x, words), SENTENCES)
+    assert dense.compute_mask(x) is None
+
+
+def test_a_masked_loss_ignores_padded_steps():
+    model = keras.Sequential(
+        [layers.Masking(), TimeDistributed(layers.Dense(1))]
+    )
+    model.compile("sgd", "mse")
+    x, y = np.ones((2, 2, 3), "float32"), np.zeros((2, 2, 1), "float32")
+    x[~SENTENCES], y[~SENTENCES] = 0, 99
+
+    loss = model.evaluate(x, y, verbose=0)
+
+    prediction = float(as_numpy(model(x))[0, 0, 0])
+    np.testing.assert_allclose(loss, prediction**2, rtol=1e-5)
+
+
+def test_users_are_not_told_that_masks_are_destroyed():
+    frames = np.ones((2, 2, 6, 6, 3), "float32")
+    cnn = keras.Sequential([layers.Conv2D(4, 3), layers.Flatten()])
+
+    # Warnings are errors here.
+    outputs = TimeDistributed(cnn)(frames, mask=SENTENCES)
+
+    assert mask_of(layers.LSTM(3, return_sequences=True)(outputs)) is not None

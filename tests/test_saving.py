@@ -1,0 +1,277 @@
+"""Models are saved and loaded, weights go both ways with stock Keras."""
+
+import copy
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+from keras import tree
+
+from cases import CASES
+from cases import TwoInputs
+from cases import dense_stack
+from keras_td import TimeDistributed
+from reference import as_numpy
+from reference import assert_close
+
+BY_NAME = {case.name: case for case in CASES}
+CUSTOM = {
+    type(case.make()).__name__: type(case.make())
+    for case in CASES
+    if case.name.startswith(("custom", "subclassed"))
+}
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def normal(rng, *shape):
+    return rng.normal(size=shape).astype("float32")
+
+
+def model_of(case, rng):
+    """A functional model around a case, and the arrays to call it on."""
+    td = TimeDistributed(case.make())
+    arguments = case.arrays(rng)
+    arrays = [x for x in tree.flatten(arguments) if hasattr(x, "shape")]
+    inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in arrays]
+    rest = iter(inputs)
+    args, kwargs = tree.map_structure(
+        lambda x: next(rest) if hasattr(x, "shape") else x, arguments
+    )
+    return keras.Model(inputs, td(*args, **kwargs)), arrays
+
+
+# Keras loads no model with a layer that owns layers and has
+# `compute_output_shape` but no `build`.
+saveable = [case for case in CASES if case.name != "custom, no build"]
+# Keras says so of a layer without `build` wherever it loads one.
+no_build_warning = pytest.mark.filterwarnings(
+    "ignore:`build\\(\\)` was called on layer"
+)
+
+
+@no_build_warning
+@pytest.mark.parametrize("case", saveable, ids=lambda case: case.name)
+def test_a_saved_model_loads(case, rng, tmp_path):
+    model, arrays = model_of(case, rng)
+    expected = model(arrays)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(
+        tmp_path / "model.keras", custom_objects=CUSTOM
+    )
+
+    # Keras gives the lists of a model's outputs back as tuples or lists.
+    actual = loaded(arrays)
+    assert_close(tree.flatten(actual), tree.flatten(expected))
+
+
+@each_case
+def test_a_config_makes_the_same_layer(case):
+    td = TimeDistributed(case.make(), name="steps", trainable=False)
+    config = td.get_config()
+    kept = copy.deepcopy(config)
+
+    again = TimeDistributed.from_config(config, custom_objects=CUSTOM)
+
+    assert config == kept
+    assert again.get_config() == config
+    assert type(again.layer) is type(td.layer)
+
+
+@each_case
+def test_a_stock_config_loads(case):
+    stock = keras.layers.TimeDistributed(case.make())
+    config = stock.get_config()
+    kept = copy.deepcopy(config)
+
+    td = TimeDistributed.from_config(config, custom_objects=CUSTOM)
+
+    assert config == kept
+    assert td.name == stock.name
+    assert type(td.layer) is type(stock.layer)
+
+
+def text_model(wrapper):
+    return keras.Sequential(
+        [
+            keras.Input((3, 5), dtype="int32"),
+            wrapper(layers.Embedding(9, 4)),
+            wrapper(layers.Bidirectional(layers.LSTM(3))),
+            wrapper(dense_stack()),
+        ]
+    )
+
+
+@pytest.mark.parametrize("to_stock", [True, False], ids=["to", "from"])
+def test_weight_files_go_both_ways_with_stock(to_stock, rng, tmp_path):
+    wrappers = [keras.layers.TimeDistributed, TimeDistributed]
+    target, source = wrappers if to_stock else reversed(wrappers)
+    source, target = text_model(source), text_model(target)
+    ids = rng.integers(0, 9, (2, 3, 5)).astype("int32")
+    assert np.abs(as_numpy(source(ids)) - as_numpy(target(ids))).max() > 1e-3
+
+    source.save_weights(tmp_path / "model.weights.h5")
+    target.load_weights(tmp_path / "model.weights.h5")
+
+    assert_close(target(ids), source(ids))
+
+
+def test_a_stock_model_becomes_one_of_this_layer(rng):
+    stock = text_model(keras.layers.TimeDistributed)
+    ids = rng.integers(0, 9, (2, 3, 5)).astype("int32")
+
+    def convert(layer):
+        cls = type(layer)
+        if cls is keras.layers.TimeDistributed:
+            cls = TimeDistributed
+        return cls.from_config(layer.get_config())
+
+    model = keras.models.clone_model(stock, clone_function=convert)
+    model.set_weights(stock.get_weights())
+
+    assert all(type(layer) is TimeDistributed for layer in model.layers)
+    assert_close(model(ids), stock(ids))
+
+
+def test_the_layer_is_registered_under_its_own_name():
+    name = keras.saving.get_registered_name(TimeDistributed)
+    assert name == "keras_td>TimeDistributed"
+
+
+@no_build_warning
+@each_case
+def test_clone_model(case, rng):
+    model, arrays = model_of(case, rng)
+
+    with keras.saving.custom_object_scope(CUSTOM):
+        clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+
+    assert_close(clone(arrays), model(arrays))
+
+
+def test_from_config_finds_custom_objects():
+    td = TimeDistributed(TwoInputs())
+
+    again = TimeDistributed.from_config(
+        td.get_config(), custom_objects={"TwoInputs": TwoInputs}
+    )
+
+    assert type(again.layer) is TwoInputs
+
+
+def test_a_subclassed_model_saves_its_wrapper(rng, tmp_path):
+    @keras.saving.register_keras_serializable(package="test_saving")
+    class Tagger(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.encode = TimeDistributed(layers.LSTM(4))
+            self.attend = TimeDistributed(layers.MultiHeadAttention(1, 2))
+            self.tag = TimeDistributed(layers.Dense(2))
+
+        def call(self, inputs):
+            x = self.attend(inputs, value=inputs, use_causal_mask=True)
+            return self.tag(self.encode(x))
+
+    model, x = Tagger(), normal(rng, 2, 3, 5, 4)
+    expected = model(x)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+
+    assert_close(loaded(x), expected)
+
+
+@no_build_warning
+def test_a_wrapper_inside_a_custom_layer_is_restored(rng, tmp_path):
+    @keras.saving.register_keras_serializable(package="test_saving")
+    class Encoder(keras.Layer):
+        def __init__(self, steps, **kwargs):
+            super().__init__(**kwargs)
+            self.steps = steps
+
+        def call(self, inputs):
+            return self.steps(inputs)
+
+        def get_config(self):
+            steps = keras.saving.serialize_keras_object(self.steps)
+            return {**super().get_config(), "steps": steps}
+
+        @classmethod
+        def from_config(cls, config):
+            steps = keras.saving.deserialize_keras_object(config.pop("steps"))
+            return cls(steps, **config)
+
+    model = keras.Sequential(
+        [
+            keras.Input((3, 5)),
+            Encoder(TimeDistributed(layers.Dense(4))),
+            Encoder(TimeDistributed(BY_NAME["custom, neither"].make())),
+        ]
+    )
+    x = normal(rng, 2, 3, 5)
+    model.save(tmp_path / "model.keras")
+
+    loaded = keras.models.load_model(
+        tmp_path / "model.keras", custom_objects=CUSTOM
+    )
+
+    assert_close(loaded(x), model(x))
+
+
+def test_a_masked_model_saves_its_masks(rng, tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((None, None), dtype="int32"),
+            TimeDistributed(layers.Embedding(9, 4, mask_zero=True)),
+            TimeDistributed(layers.LSTM(5)),
+            layers.LSTM(3),
+        ]
+    )
+    ids = rng.integers(1, 9, (2, 3, 5)).astype("int32")
+    model.save(tmp_path / "model.keras")
+
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+
+    padded = np.pad(ids, ((0, 0), (0, 2), (0, 3)))
+    assert_close(loaded(padded), model(ids))
+
+
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
+def test_a_quantized_model_loads(rng, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((3, 32)), TimeDistributed(layers.Dense(16))]
+    )
+    model.quantize("int8")
+    x = normal(rng, 2, 3, 32)
+    model.save(tmp_path / "model.keras")
+
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+
+    assert_close(loaded(x), model(x))
+
+
+def test_a_lambda_is_refused_in_safe_mode(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((3, 5)), TimeDistributed(layers.Lambda(lambda x: x * 2))]
+    )
+    model.save(tmp_path / "model.keras")
+
+    with pytest.raises(ValueError, match="Lambda"):
+        keras.models.load_model(tmp_path / "model.keras")
+
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=False)
+    assert_close(loaded(ops.ones((2, 3, 5))), model(ops.ones((2, 3, 5))))
+
+
+def test_the_policy_survives(tmp_path):
+    dense = layers.Dense(2, dtype="mixed_bfloat16")
+    model = keras.Sequential([keras.Input((3, 5)), TimeDistributed(dense)])
+    model.save(tmp_path / "model.keras")
+
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+
+    assert loaded.layers[0].dtype_policy.name == "mixed_bfloat16"
+    assert loaded.layers[0].layer.dtype_policy.name == "mixed_bfloat16"

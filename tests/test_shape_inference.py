@@ -1,0 +1,206 @@
+"""What a symbolic call promises is what an eager call does."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import tree
+
+from cases import BATCH
+from cases import CASES
+from cases import TIME
+from keras_td import TimeDistributed
+from reference import dtype
+from reference import mask_of
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_knowledge = pytest.mark.parametrize(
+    ("batch", "time"), list(itertools.product([None, BATCH], [None, TIME]))
+)
+
+
+class Spec:
+    """A shape and a dtype, as one leaf of a nest."""
+
+    def __init__(self, x, batch, time):
+        self.spec = (batch, time, *x.shape[2:]), dtype(x)
+
+    def __eq__(self, other):
+        return self.spec == other.spec
+
+    def __repr__(self):
+        return f"{self.spec}"
+
+
+def specs(tensors, batch, time):
+    return tree.map_structure(lambda x: Spec(x, batch, time), tensors)
+
+
+def own_specs(tensors):
+    return tree.map_structure(lambda x: Spec(x, *x.shape[:2]), tensors)
+
+
+@each_knowledge
+@each_case
+def test_a_symbolic_call_agrees_with_an_eager_call(case, batch, time, rng):
+    td = TimeDistributed(case.make())
+    symbols, symbol_kwargs = case.symbols(batch, time)
+    arrays, array_kwargs = case.arrays(rng)
+
+    symbolic = td(*symbols, **symbol_kwargs)
+
+    eager = td(*arrays, **array_kwargs)
+    assert own_specs(symbolic) == specs(eager, batch, time)
+
+
+@each_knowledge
+@each_case
+def test_compute_output_spec_agrees_with_an_eager_call(case, batch, time, rng):
+    td = TimeDistributed(case.make())
+    arrays, array_kwargs = case.arrays(rng)
+    eager = td(*arrays, **array_kwargs)
+    symbols, symbol_kwargs = case.symbols(batch, time)
+
+    symbolic = td.compute_output_spec(*symbols, **symbol_kwargs)
+
+    assert own_specs(symbolic) == specs(eager, batch, time)
+
+
+@each_knowledge
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if not c.options], ids=lambda case: case.name
+)
+def test_compute_output_shape_agrees_with_an_eager_call(case, batch, time, rng):
+    td = TimeDistributed(case.make())
+    symbols, kwargs = case.symbols(batch, time)
+    shapes = [tree.map_structure(lambda x: x.shape, s) for s in symbols]
+    shape_kwargs = {
+        f"{name}_shape": tree.map_structure(lambda x: x.shape, s)
+        for name, s in kwargs.items()
+    }
+
+    inferred = td.compute_output_shape(*shapes, **shape_kwargs)
+
+    arrays, array_kwargs = case.arrays(rng)
+    eager = td(*arrays, **array_kwargs)
+    expected = tree.map_structure(lambda y: (batch, time, *y.shape[2:]), eager)
+    assert tree.lists_to_tuples(inferred) == tree.lists_to_tuples(expected)
+
+
+@each_knowledge
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.unknown_inner], ids=lambda case: case.name
+)
+def test_unknown_inner_axes_stay_as_unknown_as_in_the_layer(case, batch, time):
+    dtype = "int32" if case.integer else "float32"
+    td = TimeDistributed(case.make())
+
+    outputs = td(keras.KerasTensor((batch, time, *case.unknown_inner), dtype))
+
+    plain = td.layer(keras.KerasTensor((batch, *case.unknown_inner), dtype))
+    assert outputs.shape == (batch, time, *plain.shape[1:])
+
+
+def test_unknown_sizes_run_at_any_size(rng):
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, None, 3)),
+            TimeDistributed(layers.Conv2D(4, 3)),
+            TimeDistributed(layers.GlobalMaxPooling2D()),
+            layers.LSTM(2),
+        ]
+    )
+
+    for shape in (2, 3, 8, 9, 3), (1, 5, 6, 6, 3):
+        x = rng.normal(size=shape).astype("float32")
+        assert model.predict_on_batch(x).shape == (shape[0], 2)
+
+
+def test_integer_outputs_have_integer_dtypes():
+    argmax = CASES_BY_NAME["custom, argmax"].make()
+
+    outputs = TimeDistributed(argmax)(keras.Input((3, 5)))
+
+    assert "int" in outputs.dtype
+
+
+CASES_BY_NAME = {case.name: case for case in CASES}
+
+
+def test_an_unbuilt_layer_may_be_asked_for_many_shapes():
+    td = TimeDistributed(layers.Dense(4))
+
+    assert td.compute_output_shape((None, 10, 8)) == (None, 10, 4)
+    assert td.compute_output_shape((2, None, 16)) == (2, None, 4)
+    assert not td.built
+
+
+@pytest.mark.parametrize("name", ["Dense", "LSTM", "CNN", "custom, neither"])
+def test_build_creates_the_weights(name):
+    case = CASES_BY_NAME[name]
+    td = TimeDistributed(case.make())
+
+    td.build((None, None, *case.inputs))
+
+    by_hand = case.make()
+    by_hand(keras.KerasTensor((None, *case.inputs)))
+    shapes = [w.shape for w in td.weights]
+    assert shapes == [w.shape for w in by_hand.weights]
+    assert td.built
+
+
+@pytest.mark.parametrize("name", ["custom, two inputs", "MultiHeadAttention"])
+def test_a_layer_is_built_from_all_of_its_inputs(name):
+    case = CASES_BY_NAME[name]
+    td = TimeDistributed(case.make())
+
+    symbols, kwargs = case.symbols()
+    td(*symbols, **kwargs)
+
+    by_hand = case.make()
+    by_hand(*(keras.KerasTensor((None, *s)) for s in (case.inputs, *case.args)))
+    shapes = [w.shape for w in td.weights]
+    assert shapes == [w.shape for w in by_hand.weights]
+
+
+def test_a_custom_layer_may_build_the_wrapper(rng):
+    class Encoder(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            self.steps = TimeDistributed(layers.LSTM(4))
+
+        def build(self, input_shape):
+            self.steps.build(input_shape)
+
+        def call(self, inputs):
+            return self.steps(inputs)
+
+    model = keras.Sequential([keras.Input((3, 5, 2)), Encoder()])
+
+    assert len(model.trainable_weights) == 3
+    assert model.output_shape == (None, 3, 4)
+    x = rng.normal(size=(2, 3, 5, 2)).astype("float32")
+    model.compile("sgd", "mse")
+    model.train_on_batch(x, np.zeros((2, 3, 4), "float32"))
+
+
+def test_symbolic_masks_agree_with_eager_masks():
+    ids = np.array([[[1, 2, 0], [0, 0, 0]]])
+    embedding = TimeDistributed(layers.Embedding(9, 4, mask_zero=True))
+    symbolic = embedding(keras.KerasTensor((1, 2, 3), "int32"))
+    eager = embedding(ids)
+    assert symbolic._keras_mask.shape == mask_of(eager).shape == (1, 2, 3)
+
+    for layer in (
+        layers.Dense(4),
+        layers.LSTM(4),
+        layers.Flatten(),
+        layers.GRU(4, return_sequences=True),
+        layers.Bidirectional(layers.LSTM(4)),
+    ):
+        td = TimeDistributed(layer)
+        y, z = td(symbolic), td(eager)
+        assert y._keras_mask.shape == mask_of(z).shape
+        assert y._keras_mask.dtype == "bool"
