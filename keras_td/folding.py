@@ -106,11 +106,14 @@ def unfold(x, batch, time):
     return _reshape(x, (batch, time, *sizes(x)[1:]))
 
 
+def expand(x, rank):
+    """Gives `x` trailing axes of size 1."""
+    return _reshape(x, (*sizes(x), *(1,) * (rank - len(x.shape))))
+
+
 def spread(x, like, rank):
     """Repeats `x` along the axes of `like` that it lacks, up to `rank`."""
-    lacking = (1,) * (rank - len(x.shape))
-    x = _reshape(x, (*sizes(x), *lacking))
-    return _broadcast_to(x, sizes(like)[:rank])
+    return _broadcast_to(expand(x, rank), sizes(like)[:rank])
 
 
 def repeat_row(x, like):

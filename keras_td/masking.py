@@ -14,6 +14,12 @@ from keras import tree
 
 from keras_td import folding
 
+_CONVOLUTIONAL = (
+    keras.layers.ConvLSTM1D,
+    keras.layers.ConvLSTM2D,
+    keras.layers.ConvLSTM3D,
+)
+
 
 def get_masks(tensors):
     """The masks that ride on a nest of tensors."""
@@ -63,15 +69,19 @@ def fit(masks, tensors, layer):
     single positions, so it gets one value for every position but the last axis,
     as `BatchNormalization` demands.
     """
-    recurrent = isinstance(
-        layer, (keras.layers.RNN, keras.layers.Bidirectional)
-    )
+    layer = getattr(layer, "forward_layer", layer)  # of a `Bidirectional`
+    recurrent = isinstance(layer, keras.layers.RNN)
 
     def fit_one(mask, x):
         rank = 2 if recurrent else len(x.shape) - 1
         if len(mask.shape) < rank:
-            return folding.spread(mask, x, rank)
-        return _reduce(mask, rank) if recurrent else mask
+            mask = folding.spread(mask, x, rank)
+        if recurrent:
+            mask = _reduce(mask, 2)
+        if isinstance(layer, _CONVOLUTIONAL):
+            # On JAX, Keras lines a mask up with the last axes of the state.
+            mask = folding.expand(mask, len(x.shape))
+        return mask
 
     return folding.map_tensors(fit_one, masks, tensors)
 

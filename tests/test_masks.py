@@ -225,11 +225,6 @@ def test_a_mask_of_lower_rank_serves_inner_steps(rank, rng):
         assert_close(actual[:, t], lstm(x[:, t], mask=ops.array(inner[:, t])))
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "jax",
-    reason="a ConvLSTM with a mask fails by itself on JAX: Keras lines the "
-    "mask up with the last axes of the state",
-)
 @pytest.mark.parametrize(
     "wrap", [lambda x: x, layers.Bidirectional], ids=["", "Bidirectional"]
 )
@@ -242,7 +237,8 @@ def test_a_convolutional_rnn_takes_a_mask_of_steps(wrap, rng):
 
     assert_equal(mask_of(outputs), SENTENCES)
     for t in range(2):
-        mask = ops.array(WORDS[:, t])
+        # By hand, JAX needs the inner axes.
+        mask = ops.array(WORDS[:, t, :, None, None, None])
         assert_close(outputs[:, t], layer(x[:, t], mask=mask))
     by_step = td(x, mask=SENTENCES)
     np.testing.assert_allclose(

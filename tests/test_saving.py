@@ -44,7 +44,11 @@ def model_of(case, rng):
 
 # Keras loads no model with a layer that owns layers and has
 # `compute_output_shape` but no `build`.
-saveable = [case for case in CASES if case.name != "custom, no build"]
+each_saveable_case = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.name != "custom, no build"],
+    ids=lambda case: case.name,
+)
 # Keras says so of a layer without `build` wherever it loads one.
 no_build_warning = pytest.mark.filterwarnings(
     "ignore:`build\\(\\)` was called on layer"
@@ -52,7 +56,7 @@ no_build_warning = pytest.mark.filterwarnings(
 
 
 @no_build_warning
-@pytest.mark.parametrize("case", saveable, ids=lambda case: case.name)
+@each_saveable_case
 def test_a_saved_model_loads(case, rng, tmp_path):
     model, arrays = model_of(case, rng)
     expected = model(arrays)
@@ -141,7 +145,7 @@ def test_the_layer_is_registered_under_its_own_name():
 
 
 @no_build_warning
-@each_case
+@each_saveable_case
 def test_clone_model(case, rng):
     model, arrays = model_of(case, rng)
 
