@@ -78,7 +78,8 @@ class TimeDistributed(keras.layers.Wrapper):
         self._in_call = False
 
     def __call__(self, inputs, *args, **kwargs):
-        # Keras refuses a catch-all that holds both tensors and other values.
+        # Keras refuses a catch-all that holds both tensors and other values, so
+        # the others travel as `static_kwargs`.
         static = dict(kwargs.pop("static_kwargs", {}))
         for name in kwargs.keys() - {"training", "mask"}:
             if not _is_tensor_argument(name, kwargs[name]):
