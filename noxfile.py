@@ -1,0 +1,98 @@
+"""The project's chores: `nox` tests everything, `nox -l` lists the rest."""
+
+import os
+import pathlib
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "tests", "integration"]
+
+BACKENDS = ["tensorflow", "jax", "torch"]
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+WHEEL = f"keras_td-{PYPROJECT['project']['version']}-py3-none-any.whl"
+
+# Every environment holds one backend and is never given a second one.
+each_backend = nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+chosen = os.environ.get("KERAS_BACKEND") or "jax"
+chosen_backend = nox.parametrize("backend", [chosen], ids=[chosen])
+
+
+def groups(*names):
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+def use(session, backend):
+    session.env.update(KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3")
+
+
+@nox.session
+def lint(session):
+    """Check style and types, and that the sdist and the wheel are sound."""
+    session.install(*groups("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    dist = session.create_tmp()
+    session.run("python", "-m", "build", "--outdir", dist, silent=True)
+    files = [str(path) for path in pathlib.Path(dist).glob("keras_td-*")]
+    session.run("twine", "check", "--strict", *files)
+
+
+@nox.session
+@each_backend
+def tests(session, backend):
+    """Run the tests on one backend; arguments go to pytest."""
+    use(session, backend)
+    session.install("-e", ".", *groups(backend, "test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+@each_backend
+def integration(session, backend):
+    """Try the built wheel in a clean environment, as a user has it."""
+    use(session, backend)
+    tmp = session.create_tmp()
+    pip = ("python", "-m", "pip", "--quiet")
+    session.run(*pip, "wheel", "--no-deps", "-w", tmp, ".", silent=True)
+    wheel = f"{tmp}/{WHEEL}"
+    session.install(wheel, *groups(backend, "test"))
+    # A reused environment holds the wheel of an earlier run.
+    session.run(*pip, "install", "--no-deps", "--force-reinstall", wheel)
+    session.chdir("integration_tests")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+@chosen_backend
+def demo(session, backend):
+    """Run the example on the backend that KERAS_BACKEND names, else JAX."""
+    use(session, backend)
+    session.install("-e", ".", *groups(backend, "demo"))
+    session.run("python", "examples/read_digits.py", *session.posargs)
+
+
+@nox.session
+@each_backend
+def scenarios(session, backend):
+    """Compare with Keras's own layer; the last backend prints the table."""
+    use(session, backend)
+    session.install("-e", ".", *groups(backend))
+    reports = pathlib.Path("build", "scenarios").resolve()
+    reports.mkdir(parents=True, exist_ok=True)
+    script = ("python", "benchmarks/scenarios.py")
+    report = str(reports / f"{backend}.json")
+    session.run(*script, "--json", report, *session.posargs)
+    files = [reports / f"{name}.json" for name in BACKENDS]
+    if all(path.exists() for path in files):
+        session.run(*script, "--merge", *map(str, files))
+
+
+@nox.session
+def compile_time(session):
+    """Time JAX's compilation, against Keras's own layer."""
+    use(session, "jax")
+    session.install("-e", ".", *groups("jax"))
+    session.run("python", "benchmarks/compile_time.py", *session.posargs)
