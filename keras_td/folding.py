@@ -11,6 +11,40 @@ import keras
 from keras import ops
 from keras import tree
 
+_STEPS = {}
+
+
+def model_step(fn):
+    """Makes `fn`, called on symbolic tensors, a step of a functional model.
+
+    Keras writes the masks of symbolic tensors into the graph of a model, so
+    there must be a way from them back to the inputs of the model.
+    """
+
+    @functools.wraps(fn)
+    def call(*tensors):
+        if any(map(keras.backend.is_keras_tensor, tensors)):
+            return ModelStep(fn.__name__)(*tensors)
+        return fn(*tensors)
+
+    _STEPS[fn.__name__] = fn
+    return call
+
+
+@keras.saving.register_keras_serializable(package="keras_td")
+class ModelStep(keras.Operation):
+    """A function of this module, as a step of a functional model."""
+
+    def __init__(self, function, name=None):
+        super().__init__(name=name)
+        self.function = function
+
+    def call(self, *tensors):
+        return _STEPS[self.function](*tensors)
+
+    def compute_output_spec(self, *tensors):
+        return self.call(*tensors)
+
 
 def is_tensor(x):
     return hasattr(x, "shape")
@@ -58,6 +92,7 @@ def batch_and_time(tensors):
                 "`TimeDistributed` expects every tensor to have shape "
                 "`(batch, time, ...)`, which is at least two axes. Received: "
                 f"`{name}` with shape {shape}."
+                + ("" if shape else " Pass a number as a Python number.")
             )
     if not shapes:
         raise ValueError(
@@ -85,17 +120,19 @@ def align(x, time):
     return _broadcast_to(x, (batch, time, *inner))
 
 
+@model_step
 def fold(x):
     batch, time, *inner = sizes(x)
     # (batch, time, ...) -> (batch * time, ...)
     return _reshape(x, (_product(batch, time), *inner))
 
 
-def unfold(x, batch, time):
+@model_step
+def unfold(x, like):
+    """Unfolds the batch axis of `x` into the batch and the time of `like`."""
+    batch, time = sizes(like)[:2]
     steps, shape = _product(batch, time), tuple(x.shape)
-    if not shape or (
-        _is_known(shape[0]) and _is_known(steps) and shape[0] != steps
-    ):
+    if not shape or _differ(shape[0], steps):
         raise ValueError(
             "The layer wrapped by `TimeDistributed` gets each time step as a "
             "sample of its batch and must return tensors of shape "
@@ -141,6 +178,10 @@ def _is_known(size):
 
 def _is(size, value):
     return _is_known(size) and _is_known(value) and size == value
+
+
+def _differ(a, b):
+    return _is_known(a) and _is_known(b) and a != b
 
 
 def _product(batch, time):

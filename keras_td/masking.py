@@ -208,6 +208,8 @@ def _reduce(mask, rank):
 
 
 def _in_structure_of(tensors, mask):
+    if folding.is_tensor(tensors) and folding.is_tensor(mask):
+        return mask
     tuples = tree.lists_to_tuples(tensors), tree.lists_to_tuples(mask)
     try:
         tree.assert_same_structure(*tuples)

@@ -79,13 +79,13 @@ class TimeDistributed(keras.layers.Wrapper):
 
     def __call__(self, inputs, *args, **kwargs):
         # Keras refuses a catch-all that holds both tensors and other values, so
-        # the others travel as `static_kwargs`.
-        static = dict(kwargs.pop("static_kwargs", {}))
+        # the others travel as `_static_kwargs`.
+        static = dict(kwargs.pop("_static_kwargs", {}))
         for name in kwargs.keys() - {"training", "mask"}:
             if not _is_tensor_argument(name, kwargs[name]):
                 static[name] = kwargs.pop(name)
         if static:
-            kwargs["static_kwargs"] = static
+            kwargs["_static_kwargs"] = static
         if self.built:
             return super().__call__(inputs, *args, **kwargs)
         self._in_call = True
@@ -114,16 +114,17 @@ class TimeDistributed(keras.layers.Wrapper):
         *args,
         training=None,
         mask=None,
-        static_kwargs=None,
+        _static_kwargs=None,
         **kwargs,
     ):
-        options = dict(static_kwargs or {})
+        options = dict(_static_kwargs or {})
         if training is not None:
             options["training"] = training
         arguments, masks, step_mask, unfold = _fold(inputs, args, kwargs, mask)
         outputs, output_masks = self._call_layer(arguments, masks, options)
         outputs = folding.map_tensors(unfold, outputs)
-        if self.supports_masking:
+        own_hook = type(self).compute_mask is not TimeDistributed.compute_mask
+        if self.supports_masking and not own_hook:
             output_masks = _unfold_masks(output_masks, unfold, step_mask)
             masking.set_masks(outputs, output_masks)
         return outputs
@@ -192,6 +193,8 @@ class TimeDistributed(keras.layers.Wrapper):
         return super().from_config(copy.deepcopy(config), custom_objects)
 
     def _symbolic(self, shape):
+        # NumPy's integers are no sizes to Keras.
+        shape = tree.map_structure(lambda d: d if d is None else int(d), shape)
         return tree.map_shape_structure(
             lambda s: keras.KerasTensor(s, dtype=self.compute_dtype), shape
         )
@@ -208,7 +211,7 @@ def _fold(inputs, args, kwargs, mask=None):
     arguments = {"inputs": inputs, **kwargs}
     if args:
         arguments["*args"] = args
-    batch, time = folding.batch_and_time(_named_tensors(arguments))
+    _, time = folding.batch_and_time(_named_tensors(arguments))
     masks = {
         name: masking.incoming(nest, mask if name == "inputs" else None)
         for name, nest in arguments.items()
@@ -216,14 +219,14 @@ def _fold(inputs, args, kwargs, mask=None):
     align = functools.partial(folding.align, time=time)
     step_mask = folding.map_tensors(align, masking.step_mask(masks["inputs"]))
 
-    def fold(nests):
-        return {
-            name: folding.map_tensors(lambda x: folding.fold(align(x)), nest)
-            for name, nest in nests.items()
-        }
+    arguments, masks = _map(align, arguments), _map(align, masks)
+    like = next(iter(_named_tensors(arguments).values()))
+    arguments, masks = _map(folding.fold, arguments), _map(folding.fold, masks)
+    return arguments, masks, step_mask, lambda x: folding.unfold(x, like)
 
-    unfold = functools.partial(folding.unfold, batch=batch, time=time)
-    return fold(arguments), fold(masks), step_mask, unfold
+
+def _map(fn, nests):
+    return {n: folding.map_tensors(fn, nest) for n, nest in nests.items()}
 
 
 def _args_and_kwargs(arguments):

@@ -39,6 +39,11 @@ MISTAKES = {
         {"value": [ones(2)]},
         r"`value\[0\]`.*\(2,\)",
     ),
+    "a number in a tensor": (
+        [ones(2, 3, 4)],
+        {"scale": np.float32(2)},
+        r"`scale`.*\(\).*Python number",
+    ),
     "times that differ": (
         [[ones(2, 3, 4), ones(2, 5, 4)]],
         {},

@@ -427,6 +427,51 @@ def test_compute_mask_is_what_leaves():
     assert dense.compute_mask(x) is None
 
 
+@pytest.mark.parametrize("name", ["Dense", "Embedding"])
+def test_compute_mask_serves_a_functional_model(name):
+    ids = keras.Input((None, None), dtype="int32")
+    embedding = layers.Embedding(9, 4, mask_zero=True)
+    x, mask = TimeDistributed(embedding)(ids), ids != 0
+    if name == "Dense":
+        mask = TimeDistributed(layers.Dense(4)).compute_mask(x, mask)
+    else:
+        mask = TimeDistributed(embedding).compute_mask(ids)
+
+    model = keras.Model(ids, mask)
+
+    assert_equal(model(IDS), WORDS)
+
+
+class Doubled(TimeDistributed):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training, mask=mask)
+
+
+def test_a_subclass_may_override_call():
+    ids = keras.Input((None, None), dtype="int32")
+    x = Doubled(layers.Embedding(9, 4, mask_zero=True))(ids)
+    x = Doubled(layers.Dense(4))(x)
+    x = Doubled(layers.LSTM(5))(x)
+    model = keras.Model(ids, layers.LSTM(3)(x))
+
+    bare = model.predict_on_batch(IDS)
+    more = model.predict_on_batch(padded(IDS))
+
+    np.testing.assert_allclose(more, bare, atol=1e-6)
+
+
+def test_a_subclass_may_override_compute_mask():
+    class Unmasked(TimeDistributed):
+        def compute_mask(self, inputs, mask=None):
+            return None
+
+    x = np.ones((2, 2, 3, 4), "float32")
+    td = Unmasked(layers.Dense(4))
+
+    assert mask_of(td(x, mask=WORDS)) is None
+    assert mask_of(td(keras.Input((2, 3, 4)), mask=keras.Input((2, 3)))) is None
+
+
 def test_a_masked_loss_ignores_padded_steps():
     model = keras.Sequential(
         [layers.Masking(), TimeDistributed(layers.Dense(1))]

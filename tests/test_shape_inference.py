@@ -137,6 +137,15 @@ def test_an_unbuilt_layer_may_be_asked_for_many_shapes():
     assert not td.built
 
 
+def test_sizes_may_be_integers_of_numpy():
+    three = np.int64(3)
+    td = TimeDistributed(layers.Dense(4))
+
+    assert td.compute_output_shape((None, three, three)) == (None, 3, 4)
+    td.build((None, three, three))
+    assert td.weights[0].shape == (3, 4)
+
+
 @pytest.mark.parametrize("name", ["Dense", "LSTM", "CNN", "custom, neither"])
 def test_build_creates_the_weights(name):
     case = CASES_BY_NAME[name]
