@@ -72,14 +72,14 @@ def sizes(x):
     return static if all(map(_is_known, static)) else tuple(ops.shape(x))
 
 
-def batch_and_time(tensors):
-    """The batch and the time that tensors `(batch, time, ...)` share.
+def common_time(tensors):
+    """The number of time steps that tensors `(batch, time, ...)` share.
 
     Args:
         tensors: Dict of names and tensors. A time of 1 agrees with any other.
 
     Returns:
-        Tuple `(batch, time)` of sizes.
+        The size of the time axis.
 
     Raises:
         ValueError: if there is no tensor, if one has fewer than two axes, or
@@ -108,7 +108,8 @@ def batch_and_time(tensors):
                 f"`TimeDistributed` expects tensors of the same {axis} (a time "
                 f"of 1 serves every step). Received shapes: {received}."
             )
-    return _common(batches), _common(times)
+    known = [time for time in times if _is_known(time)]
+    return known[0] if known else functools.reduce(_other_than_one, times)
 
 
 def align(x, time):
@@ -186,11 +187,6 @@ def _differ(a, b):
 
 def _product(batch, time):
     return None if batch is None or time is None else batch * time
-
-
-def _common(found):
-    known = [size for size in found if _is_known(size)]
-    return known[0] if known else functools.reduce(_other_than_one, found)
 
 
 def _other_than_one(a, b):

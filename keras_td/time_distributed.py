@@ -211,7 +211,7 @@ def _fold(inputs, args, kwargs, mask=None):
     arguments = {"inputs": inputs, **kwargs}
     if args:
         arguments["*args"] = args
-    _, time = folding.batch_and_time(_named_tensors(arguments))
+    time = folding.common_time(_named_tensors(arguments))
     masks = {
         name: masking.incoming(nest, mask if name == "inputs" else None)
         for name, nest in arguments.items()

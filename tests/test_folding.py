@@ -78,17 +78,17 @@ def test_align_leaves_a_tensor_of_that_time_alone():
 @pytest.mark.parametrize(
     ("tensors", "expected"),
     [
-        ([(2, 3)], (2, 3)),
-        ([(2, 3), (2, 1)], (2, 3)),
-        ([(2, 1), (2, 3, 4)], (2, 3)),
-        ([(2, 1), (2, 1)], (2, 1)),
-        ([(2, 1), (2, 0)], (2, 0)),
-        ([(None, None), (2, 1)], (2, None)),
-        ([(None, 3), (2, None)], (2, 3)),
-        ([(None, 1), (None, None)], (None, None)),
-        ([(None, None), (None, None)], (None, None)),
+        ([(2, 3)], 3),
+        ([(2, 3), (2, 1)], 3),
+        ([(2, 1), (2, 3, 4)], 3),
+        ([(2, 1), (2, 1)], 1),
+        ([(2, 1), (2, 0)], 0),
+        ([(None, None), (2, 1)], None),
+        ([(None, 3), (2, None)], 3),
+        ([(None, 1), (None, None)], None),
+        ([(None, None), (None, None)], None),
     ],
 )
-def test_the_batch_and_time_that_tensors_share(tensors, expected):
+def test_the_time_that_tensors_share(tensors, expected):
     named = {f"x{i}": keras.KerasTensor(s) for i, s in enumerate(tensors)}
-    assert folding.batch_and_time(named) == expected
+    assert folding.common_time(named) == expected
