@@ -123,8 +123,9 @@ class TimeDistributed(keras.layers.Wrapper):
         arguments, masks, step_mask, unfold = _fold(inputs, args, kwargs, mask)
         outputs, output_masks = self._call_layer(arguments, masks, options)
         outputs = folding.map_tensors(unfold, outputs)
-        own_hook = type(self).compute_mask is not TimeDistributed.compute_mask
-        if self.supports_masking and not own_hook:
+        # Where a subclass has its own `compute_mask`, Keras asks that.
+        inherited = type(self).compute_mask is TimeDistributed.compute_mask
+        if self.supports_masking and inherited:
             output_masks = _unfold_masks(output_masks, unfold, step_mask)
             masking.set_masks(outputs, output_masks)
         return outputs
