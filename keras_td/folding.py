@@ -6,12 +6,13 @@ tensor and a scalar tensor in a compiled function.
 """
 
 import functools
+from collections.abc import Callable
 
 import keras
 from keras import ops
 from keras import tree
 
-_STEPS = {}
+_STEPS: dict[str, Callable] = {}
 
 
 def model_step(fn):
