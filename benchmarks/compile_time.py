@@ -1,7 +1,8 @@
 """Time steps cost no compile time: 10 against 1,000 of them.
 
 Times the symbolic call and the first train step of a Dense layer at each time
-step, each in a process of its own, and prints the medians.
+step, each in a process of its own, and prints the medians. "plain" is the bare
+Dense layer on as many rows: what the backend itself takes for larger arrays.
 
     KERAS_BACKEND=jax python benchmarks/compile_time.py
 """
@@ -19,8 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 BATCH, FEATURES, UNITS = 2, 32, 64
 # Stock takes minutes for 1,000 steps on JAX, so it gets 100.
-STEPS = {"keras_td": (10, 1000), "stock": (10, 100)}
-REPETITIONS = {"keras_td": 5, "stock": 3}
+STEPS = {"keras_td": (10, 1000), "plain": (10, 1000), "stock": (10, 100)}
+REPETITIONS = {"keras_td": 5, "plain": 5, "stock": 3}
 PARTS = "symbolic call", "first train step"
 
 
@@ -36,9 +37,9 @@ def measure(name, steps):
         "keras_td": keras_td.TimeDistributed,
     }
 
-    def timed(wrap, *shape):
-        x = np.ones((BATCH, *shape, FEATURES), "float32")
-        y = np.ones((BATCH, *shape, UNITS), "float32")
+    def timed(wrap, *shape, batch=BATCH):
+        x = np.ones((batch, *shape, FEATURES), "float32")
+        y = np.ones((batch, *shape, UNITS), "float32")
         start = time.perf_counter()
         inputs = keras.Input((*shape, FEATURES))
         model = keras.Model(inputs, wrap(keras.layers.Dense(UNITS))(inputs))
@@ -49,6 +50,8 @@ def measure(name, steps):
 
     # What the backend does once in a process is not to be measured.
     timed(lambda dense: dense)
+    if name == "plain":
+        return timed(lambda dense: dense, batch=BATCH * steps)
     return timed(layers[name], steps)
 
 
@@ -102,9 +105,8 @@ def main():
             )
     print(
         f"\nDense({UNITS}) on {FEATURES} features, batch of {BATCH}; "
-        f"{REPETITIONS['keras_td']} processes each for keras_td, "
-        f"{REPETITIONS['stock']} for stock, which is capped at 100 steps: on "
-        "JAX, 1,000 take it minutes."
+        f"{REPETITIONS['keras_td']} processes each, {REPETITIONS['stock']} for "
+        "stock, which is capped at 100 steps: on JAX, 1,000 take it minutes."
     )
 
 
