@@ -73,6 +73,11 @@ def sizes(x):
     return static if all(map(_is_known, static)) else tuple(ops.shape(x))
 
 
+def differ(a, b):
+    """Whether two sizes are known to differ."""
+    return _is_known(a) and _is_known(b) and a != b
+
+
 def common_time(tensors):
     """The number of time steps that tensors `(batch, time, ...)` share.
 
@@ -134,7 +139,7 @@ def unfold(x, like):
     """Unfolds the batch axis of `x` into the batch and the time of `like`."""
     batch, time = sizes(like)[:2]
     steps, shape = _product(batch, time), tuple(x.shape)
-    if not shape or _differ(shape[0], steps):
+    if not shape or differ(shape[0], steps):
         raise ValueError(
             "The layer wrapped by `TimeDistributed` gets each time step as a "
             "sample of its batch and must return tensors of shape "
@@ -180,10 +185,6 @@ def _is_known(size):
 
 def _is(size, value):
     return _is_known(size) and _is_known(value) and size == value
-
-
-def _differ(a, b):
-    return _is_known(a) and _is_known(b) and a != b
 
 
 def _product(batch, time):

@@ -169,8 +169,8 @@ def _set_mask(x, mask):
         _write_mask(x, mask=mask)
 
 
-class _MaskReader(keras.Layer):
-    """Returns the mask of its input.
+class _MaskWriter(keras.Layer):
+    """Lets a mask ride on its input.
 
     Arrays that take no attributes (JAX's tracers, NumPy's arrays) have their
     masks in a table of Keras's own, which only the call of a layer reaches.
@@ -181,21 +181,17 @@ class _MaskReader(keras.Layer):
         self.supports_masking = True
 
     def call(self, inputs, mask=None):
+        return inputs
+
+
+class _MaskReader(_MaskWriter):
+    """Returns the mask of its input."""
+
+    def call(self, inputs, mask=None):
         return mask
 
     def compute_mask(self, inputs, previous_mask):
         return None
-
-
-class _MaskWriter(keras.Layer):
-    """Lets a mask ride on its input. See `_MaskReader`."""
-
-    def __init__(self):
-        super().__init__(autocast=False)
-        self.supports_masking = True
-
-    def call(self, inputs, mask=None):
-        return inputs
 
 
 _read_mask = _MaskReader()
@@ -225,11 +221,7 @@ def _in_structure_of(tensors, mask):
 
 def _check(mask, x):
     found, expected = tuple(mask.shape), tuple(x.shape)
-    differs = any(
-        isinstance(m, int) and isinstance(d, int) and m != d
-        for m, d in zip(found[:2], expected[:2], strict=False)
-    )
-    if len(found) < 2 or differs:
+    if len(found) < 2 or any(map(folding.differ, found[:2], expected[:2])):
         raise ValueError(
             "The `mask` passed to the `TimeDistributed` layer has a shape "
             f"{found} that is incompatible with the input shape {expected}. "

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import keras
+import pytest
 from keras import layers
 from keras import ops
 from keras import tree
@@ -57,6 +58,27 @@ class Case:
         return self.arguments(
             lambda s: keras.KerasTensor((batch, time, *s), dtype)
         )
+
+
+def leaves(nest):
+    return [x for x in tree.flatten(nest) if hasattr(x, "shape")]
+
+
+def with_leaves(nest, tensors):
+    """Puts tensors in the place of the arrays of a nest."""
+    rest = iter(tensors)
+    return tree.map_structure(
+        lambda x: next(rest) if hasattr(x, "shape") else x, nest
+    )
+
+
+def model_of(td, arguments):
+    """A functional model that calls `td` on inputs like `arguments`."""
+    inputs = [
+        keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in leaves(arguments)
+    ]
+    args, kwargs = with_leaves(arguments, inputs)
+    return keras.Model(inputs, td(*args, **kwargs))
 
 
 class NoBuild(keras.Layer):
@@ -240,3 +262,12 @@ CASES = [
         options={"scale": 2.0},
     ),
 ]
+
+BY_NAME = {case.name: case for case in CASES}
+
+
+def each(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+each_case = each(CASES)

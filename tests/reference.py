@@ -34,17 +34,16 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
+def normal(rng, *shape):
+    return rng.normal(size=shape).astype("float32")
+
+
 def as_numpy(x):
     return x if isinstance(x, np.ndarray) else ops.convert_to_numpy(x)
 
 
 def dtype(x):
     return keras.backend.standardize_dtype(x.dtype)
-
-
-def spec(tensors):
-    """The shapes and dtypes of a nest of tensors."""
-    return tree.map_structure(lambda x: (tuple(x.shape), dtype(x)), tensors)
 
 
 def mask_of(x):

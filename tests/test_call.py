@@ -8,26 +8,15 @@ from keras import ops
 from keras import tree
 
 from cases import CASES
+from cases import each
+from cases import each_case
+from cases import leaves
+from cases import model_of
+from cases import with_leaves
 from keras_td import TimeDistributed
 from reference import assert_close
 from reference import gradients
 from reference import loop
-
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-
-def leaves(nest):
-    return [x for x in tree.flatten(nest) if hasattr(x, "shape")]
-
-
-def with_leaves(nest, tensors):
-    """Puts tensors in the place of the arrays of a nest."""
-    if not tensors:
-        return nest
-    rest = iter(tensors)
-    return tree.map_structure(
-        lambda x: next(rest) if hasattr(x, "shape") else x, nest
-    )
 
 
 @each_case
@@ -40,9 +29,7 @@ def test_equals_a_loop_over_the_steps(case, rng):
     assert_close(actual, loop(layer, *args, **kwargs))
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if c.differentiable], ids=lambda case: case.name
-)
+@each([c for c in CASES if c.differentiable])
 def test_has_the_gradients_of_a_loop(case, rng):
     layer = case.make()
     td = TimeDistributed(layer)
@@ -57,7 +44,7 @@ def test_has_the_gradients_of_a_loop(case, rng):
     def loss_of(fn):
         def loss():
             tensors = [ops.convert_to_tensor(v) for v in inputs]
-            args, kwargs = with_leaves(arrays, tensors)
+            args, kwargs = with_leaves(arrays, tensors or leaves(arrays))
             products = tree.map_structure(
                 lambda y, w: ops.sum(y * w), fn(*args, **kwargs), weights
             )
@@ -78,13 +65,9 @@ def test_has_the_gradients_of_a_loop(case, rng):
 def test_compiled_equals_eager(case, rng):
     td = TimeDistributed(case.make())
     args, kwargs = case.arrays(rng)
-    arrays = leaves((args, kwargs))
-    inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in arrays]
-    symbolic_args, symbolic_kwargs = with_leaves((args, kwargs), inputs)
+    model = model_of(td, (args, kwargs))
 
-    model = keras.Model(inputs, td(*symbolic_args, **symbolic_kwargs))
-
-    actual = model.predict_on_batch(arrays)
+    actual = model.predict_on_batch(leaves((args, kwargs)))
     expected = td(*args, **kwargs)
     assert_close(tree.map_structure(ops.convert_to_tensor, actual), expected)
 

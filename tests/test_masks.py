@@ -11,6 +11,7 @@ from keras_td import TimeDistributed
 from reference import as_numpy
 from reference import assert_close
 from reference import mask_of
+from reference import normal
 
 IDS = np.array([[[1, 2, 3], [4, 0, 0]], [[5, 6, 0], [0, 0, 0]]], "int32")
 WORDS, SENTENCES = IDS != 0, (IDS != 0).any(axis=-1)
@@ -38,10 +39,6 @@ def with_mask(x, mask):
 
 def assert_equal(actual, expected):
     np.testing.assert_array_equal(as_numpy(actual), expected)
-
-
-def normal(rng, *shape):
-    return rng.normal(size=shape).astype("float32")
 
 
 def document_model(sentences=None, words=None):

@@ -9,45 +9,35 @@ from keras import layers
 from keras import ops
 from keras import tree
 
+from cases import BY_NAME
 from cases import CASES
 from cases import TwoInputs
 from cases import dense_stack
+from cases import each
+from cases import each_case
+from cases import leaves
+from cases import model_of
 from keras_td import TimeDistributed
 from reference import as_numpy
 from reference import assert_close
+from reference import normal
 
-BY_NAME = {case.name: case for case in CASES}
 CUSTOM = {
     type(case.make()).__name__: type(case.make())
     for case in CASES
     if case.name.startswith(("custom", "subclassed"))
 }
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def normal(rng, *shape):
-    return rng.normal(size=shape).astype("float32")
-
-
-def model_of(case, rng):
-    """A functional model around a case, and the arrays to call it on."""
-    td = TimeDistributed(case.make())
+def model_and_arrays(case, rng):
     arguments = case.arrays(rng)
-    arrays = [x for x in tree.flatten(arguments) if hasattr(x, "shape")]
-    inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in arrays]
-    rest = iter(inputs)
-    args, kwargs = tree.map_structure(
-        lambda x: next(rest) if hasattr(x, "shape") else x, arguments
-    )
-    return keras.Model(inputs, td(*args, **kwargs)), arrays
+    return model_of(TimeDistributed(case.make()), arguments), leaves(arguments)
 
 
 # Keras loads no model with a layer that owns layers and has
 # `compute_output_shape` but no `build`.
-each_saveable_case = pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case.name != "custom, no build"],
-    ids=lambda case: case.name,
+each_saveable_case = each(
+    [case for case in CASES if case.name != "custom, no build"]
 )
 # Keras says so of a layer without `build` wherever it loads one.
 no_build_warning = pytest.mark.filterwarnings(
@@ -58,7 +48,7 @@ no_build_warning = pytest.mark.filterwarnings(
 @no_build_warning
 @each_saveable_case
 def test_a_saved_model_loads(case, rng, tmp_path):
-    model, arrays = model_of(case, rng)
+    model, arrays = model_and_arrays(case, rng)
     expected = model(arrays)
 
     model.save(tmp_path / "model.keras")
@@ -147,7 +137,7 @@ def test_the_layer_is_registered_under_its_own_name():
 @no_build_warning
 @each_saveable_case
 def test_clone_model(case, rng):
-    model, arrays = model_of(case, rng)
+    model, arrays = model_and_arrays(case, rng)
 
     with keras.saving.custom_object_scope(CUSTOM):
         clone = keras.models.clone_model(model)

@@ -9,13 +9,15 @@ from keras import layers
 from keras import tree
 
 from cases import BATCH
+from cases import BY_NAME
 from cases import CASES
 from cases import TIME
+from cases import each
+from cases import each_case
 from keras_td import TimeDistributed
 from reference import dtype
 from reference import mask_of
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 each_knowledge = pytest.mark.parametrize(
     ("batch", "time"), list(itertools.product([None, BATCH], [None, TIME]))
 )
@@ -69,9 +71,7 @@ def test_compute_output_spec_agrees_with_an_eager_call(case, batch, time, rng):
 
 
 @each_knowledge
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if not c.options], ids=lambda case: case.name
-)
+@each([c for c in CASES if not c.options])
 def test_compute_output_shape_agrees_with_an_eager_call(case, batch, time, rng):
     td = TimeDistributed(case.make())
     symbols, kwargs = case.symbols(batch, time)
@@ -90,9 +90,7 @@ def test_compute_output_shape_agrees_with_an_eager_call(case, batch, time, rng):
 
 
 @each_knowledge
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if c.unknown_inner], ids=lambda case: case.name
-)
+@each([c for c in CASES if c.unknown_inner])
 def test_unknown_inner_axes_stay_as_unknown_as_in_the_layer(case, batch, time):
     dtype = "int32" if case.integer else "float32"
     td = TimeDistributed(case.make())
@@ -119,14 +117,11 @@ def test_unknown_sizes_run_at_any_size(rng):
 
 
 def test_integer_outputs_have_integer_dtypes():
-    argmax = CASES_BY_NAME["custom, argmax"].make()
+    argmax = BY_NAME["custom, argmax"].make()
 
     outputs = TimeDistributed(argmax)(keras.Input((3, 5)))
 
     assert "int" in outputs.dtype
-
-
-CASES_BY_NAME = {case.name: case for case in CASES}
 
 
 def test_an_unbuilt_layer_may_be_asked_for_many_shapes():
@@ -148,7 +143,7 @@ def test_sizes_may_be_integers_of_numpy():
 
 @pytest.mark.parametrize("name", ["Dense", "LSTM", "CNN", "custom, neither"])
 def test_build_creates_the_weights(name):
-    case = CASES_BY_NAME[name]
+    case = BY_NAME[name]
     td = TimeDistributed(case.make())
 
     td.build((None, None, *case.inputs))
@@ -162,7 +157,7 @@ def test_build_creates_the_weights(name):
 
 @pytest.mark.parametrize("name", ["custom, two inputs", "MultiHeadAttention"])
 def test_a_layer_is_built_from_all_of_its_inputs(name):
-    case = CASES_BY_NAME[name]
+    case = BY_NAME[name]
     td = TimeDistributed(case.make())
 
     symbols, kwargs = case.symbols()

@@ -9,10 +9,7 @@ from keras import ops
 from keras_td import TimeDistributed
 from reference import as_numpy
 from reference import assert_close
-
-
-def normal(rng, *shape):
-    return rng.normal(size=shape).astype("float32")
+from reference import normal
 
 
 def total(losses):
