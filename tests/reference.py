@@ -46,8 +46,41 @@ def dtype(x):
     return keras.backend.standardize_dtype(x.dtype)
 
 
+class MaskReader(keras.Layer):
+    """Returns the mask of an array that takes no attributes."""
+
+    supports_masking = True
+
+    def call(self, inputs, mask=None):
+        return mask
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+
+class MaskSetter(keras.Layer):
+    """Gives its input a mask."""
+
+    supports_masking = True
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def call(self, inputs):
+        return inputs
+
+    def compute_mask(self, inputs, mask=None):
+        return self.mask
+
+
+def with_mask(x, mask):
+    return MaskSetter(ops.convert_to_tensor(mask))(ops.convert_to_tensor(x))
+
+
 def mask_of(x):
-    mask = getattr(x, "_keras_mask", None)
+    symbolic = keras.backend.is_keras_tensor(x)
+    mask = getattr(x, "_keras_mask", None) if symbolic else MaskReader()(x)
     return None if mask is None else as_numpy(mask)
 
 

@@ -12,6 +12,7 @@ from reference import as_numpy
 from reference import assert_close
 from reference import mask_of
 from reference import normal
+from reference import with_mask
 
 IDS = np.array([[[1, 2, 3], [4, 0, 0]], [[5, 6, 0], [0, 0, 0]]], "int32")
 WORDS, SENTENCES = IDS != 0, (IDS != 0).any(axis=-1)
@@ -29,12 +30,6 @@ class Recorder(keras.Layer):
 
     def compute_mask(self, inputs, mask=None):
         return None
-
-
-def with_mask(x, mask):
-    x = ops.convert_to_tensor(x)
-    x._keras_mask = ops.convert_to_tensor(mask)
-    return x
 
 
 def assert_equal(actual, expected):
