@@ -7,14 +7,17 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "tests", "integration"]
+nox.options.sessions = ["lint", "tests", "inference", "integration"]
 
 BACKENDS = ["tensorflow", "jax", "torch"]
+# Keras runs models on these two, and trains none.
+INFERENCE = ["numpy", "openvino"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 WHEEL = f"keras_td-{PYPROJECT['project']['version']}-py3-none-any.whl"
 
 # Every environment holds one backend and is never given a second one.
 each_backend = nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+each_inference = nox.parametrize("backend", INFERENCE, ids=INFERENCE)
 chosen = os.environ.get("KERAS_BACKEND") or "jax"
 chosen_backend = nox.parametrize("backend", [chosen], ids=[chosen])
 
@@ -40,13 +43,24 @@ def lint(session):
     session.run("twine", "check", "--strict", *files)
 
 
+def run_tests(session, backend):
+    use(session, backend)
+    session.install("-e", ".", *groups(backend, "test"))
+    session.run("pytest", *session.posargs)
+
+
 @nox.session
 @each_backend
 def tests(session, backend):
     """Run the tests on one backend; arguments go to pytest."""
-    use(session, backend)
-    session.install("-e", ".", *groups(backend, "test"))
-    session.run("pytest", *session.posargs)
+    run_tests(session, backend)
+
+
+@nox.session
+@each_inference
+def inference(session, backend):
+    """Run those tests that a backend without training can pass."""
+    run_tests(session, backend)
 
 
 @nox.session

@@ -7,6 +7,7 @@ from keras import layers
 from keras import ops
 from keras import tree
 
+from backends import needs
 from cases import CASES
 from cases import each
 from cases import each_case
@@ -29,6 +30,7 @@ def test_equals_a_loop_over_the_steps(case, rng):
     assert_close(actual, loop(layer, *args, **kwargs))
 
 
+@needs("training")
 @each([c for c in CASES if c.differentiable])
 def test_has_the_gradients_of_a_loop(case, rng):
     layer = case.make()
@@ -69,7 +71,9 @@ def test_compiled_equals_eager(case, rng):
 
     actual = model.predict_on_batch(leaves((args, kwargs)))
     expected = td(*args, **kwargs)
-    assert_close(tree.map_structure(ops.convert_to_tensor, actual), expected)
+    actual = tree.map_structure(ops.convert_to_tensor, actual)
+    # Keras gives dicts back in a class of its own on OpenVINO.
+    assert_close(tree.flatten(actual), tree.flatten(expected))
 
 
 class Counter(keras.Layer):

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 from keras import ops
 
+from backends import needs
 from keras_td import TimeDistributed
 from reference import as_numpy
 from reference import assert_close
@@ -13,17 +14,7 @@ from reference import dtype
 from reference import loop
 
 
-@pytest.fixture
-def float64():
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-
-    with jax.enable_x64(True):
-        yield
-
-
+@needs("float64")
 @pytest.mark.usefixtures("float64")
 def test_a_float64_layer_loses_no_precision(rng):
     x = rng.normal(size=(2, 3, 5))

@@ -7,6 +7,7 @@ from keras import layers
 from keras import ops
 from keras import tree
 
+from backends import needs
 from keras_td import TimeDistributed
 from reference import as_numpy
 from reference import assert_close
@@ -78,6 +79,7 @@ def test_a_document_equals_its_sentences_one_by_one():
         assert_close(ops.convert_to_tensor(prediction[None]), expected)
 
 
+@needs("training")
 def test_padding_does_not_change_training():
     losses = []
     for ids in IDS, padded(IDS):

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 from keras import ops
 
+from backends import needs
 from keras_td import TimeDistributed
 from reference import as_numpy
 from reference import assert_close
@@ -27,6 +28,7 @@ def test_dropout_draws_per_step():
     assert_close(td(x, training=False), ops.convert_to_tensor(x))
 
 
+@needs("fresh dropout")
 def test_the_next_call_draws_anew():
     td = TimeDistributed(layers.Dropout(0.5, seed=3))
     x = np.ones((2, 5, 40), "float32")
@@ -52,6 +54,7 @@ def test_batch_normalization_updates_once_and_pools(rng):
     assert_close(td.layer.moving_variance.value, bare.moving_variance.value)
 
 
+@needs("training")
 def test_batch_normalization_learns_in_fit(rng):
     x = normal(rng, 8, 3, 5) * 3 + 1
     td = TimeDistributed(layers.BatchNormalization(momentum=0.5))
@@ -124,6 +127,7 @@ def test_a_loss_that_the_layer_adds_counts_once(rng):
     np.testing.assert_allclose(total(td.losses), x.mean(), atol=1e-6)
 
 
+@needs("losses of layers")
 def test_losses_reach_the_loss_of_a_model(rng):
     regularizer = keras.regularizers.L2(0.1)
     td = TimeDistributed(layers.Dense(4, activity_regularizer=regularizer))
@@ -172,7 +176,7 @@ def test_training_reaches_every_layer_inside():
         assert Probe.seen is training
 
 
-def test_fit_trains_and_predict_does_not():
+def model_of_one_in_training():
     class OneInTraining(keras.Layer):
         def call(self, inputs, training=None):
             return inputs + 1 if training else inputs
@@ -180,12 +184,23 @@ def test_fit_trains_and_predict_does_not():
     td = TimeDistributed(OneInTraining())
     model = keras.Sequential([keras.Input((3, 1)), td, layers.Dense(1)])
     model.compile("sgd", "mse")
-    zeros = np.zeros((2, 3, 1), "float32")
-    kernel = as_numpy(model.layers[-1].kernel.value).item()
+    return model
+
+
+def test_predict_and_evaluate_do_not_train():
+    model, zeros = model_of_one_in_training(), np.zeros((2, 3, 1), "float32")
 
     assert (model.predict_on_batch(zeros) == 0).all()
     assert model.test_on_batch(zeros, zeros) == 0
+
+
+@needs("training")
+def test_fit_trains():
+    model, zeros = model_of_one_in_training(), np.zeros((2, 3, 1), "float32")
+    kernel = as_numpy(model.layers[-1].kernel.value).item()
+
     loss = model.train_on_batch(zeros, zeros)
+
     np.testing.assert_allclose(loss, kernel**2, rtol=1e-5)
 
 
@@ -203,6 +218,7 @@ def test_a_stateful_layer_keeps_its_state(rng):
     assert np.abs(first - second).max() > 1e-3
 
 
+@needs("training")
 def test_enable_lora_trains_only_the_low_ranks(rng):
     td = TimeDistributed(layers.Dense(4))
     model = keras.Sequential([keras.Input((3, 5)), td])
@@ -223,11 +239,11 @@ def test_quantize_takes_effect(rng):
     td = TimeDistributed(layers.Dense(16))
     model = keras.Sequential([keras.Input((3, 32)), td])
     x = normal(rng, 4, 3, 32)
-    before = model.predict_on_batch(x)
+    before = as_numpy(model(x))
 
     model.quantize("int8")
 
-    after = model.predict_on_batch(x)
+    after = as_numpy(model(x))
     assert "int8" in {w.dtype for w in td.weights}
     assert np.abs(after - before).max() > 0
     np.testing.assert_allclose(after, before, atol=0.1)
@@ -245,6 +261,7 @@ def test_a_quantized_layer_may_be_wrapped(rng):
     assert_close(td(x)[:, 1], dense(x[:, 1]))
 
 
+@needs("training")
 @pytest.mark.parametrize("run_eagerly", [True, False])
 def test_fit_decreases_the_loss(run_eagerly, rng):
     x = normal(rng, 16, 4, 6, 6, 1)

@@ -1,0 +1,109 @@
+"""What a backend cannot do, each shown without `TimeDistributed`.
+
+A test that needs one of these names it with `needs`, and is skipped where Keras
+itself fails. `test_backends.py` shows that the plain functions fail on the
+backends that are listed, and on no other.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+INFERENCE_ONLY = ("numpy", "openvino")
+
+
+@dataclasses.dataclass
+class Limit:
+    reason: str
+    backends: tuple[str, ...]
+    plain: Callable[[], None]
+    error: type | tuple[type, ...]
+
+    def holds(self):
+        return keras.backend.backend() in self.backends
+
+
+def ones(*shape):
+    return np.ones(shape, "float32")
+
+
+def model_of(*plain_layers):
+    model = keras.Sequential([keras.Input((5,)), *plain_layers])
+    model.compile("sgd", "mse")
+    return model
+
+
+def train():
+    model_of(layers.Dense(4)).train_on_batch(ones(2, 5), ones(2, 4))
+
+
+def evaluate_with_a_loss_of_a_layer():
+    dense = layers.Dense(4, activity_regularizer="l2")
+    model_of(dense).evaluate(ones(2, 5), ones(2, 4), verbose=0)
+
+
+def multiply_in_float64():
+    outputs = layers.Dense(4, dtype="float64")(np.ones((2, 5)))
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float64"
+
+
+def draw_anew():
+    dropout = layers.Dropout(0.5, seed=3)
+    first, second = (
+        ops.convert_to_numpy(dropout(ones(2, 40), training=True)) for _ in "12"
+    )
+    assert (first != second).any()
+
+
+def broadcast_nothing():
+    # It may end the process.
+    code = (
+        "import numpy as np; from keras import ops;"
+        "ops.convert_to_numpy(ops.broadcast_to(np.ones((0, 1)), (0, 2)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+LIMITS = {
+    "training": Limit(
+        "Keras does not train on it", INFERENCE_ONLY, train, NotImplementedError
+    ),
+    "losses of layers": Limit(
+        "Keras cannot evaluate a model whose layers add losses on it",
+        INFERENCE_ONLY,
+        evaluate_with_a_loss_of_a_layer,
+        (AttributeError, RuntimeError),
+    ),
+    "float64": Limit(
+        "Keras multiplies matrices of float64 in float32 on it",
+        INFERENCE_ONLY,
+        multiply_in_float64,
+        AssertionError,
+    ),
+    "fresh dropout": Limit(
+        "Keras's Dropout draws the same in its first two calls on it",
+        ("openvino",),
+        draw_anew,
+        AssertionError,
+    ),
+    "empty broadcast": Limit(
+        "broadcasting a tensor without elements ends the process on it",
+        ("openvino",),
+        broadcast_nothing,
+        subprocess.CalledProcessError,
+    ),
+}
+
+
+def needs(name):
+    limit = LIMITS[name]
+    return pytest.mark.skipif(
+        limit.holds(), reason=f"{keras.backend.backend()}: {limit.reason}"
+    )
