@@ -14,7 +14,9 @@ from keras import tree
 
 from keras_td import folding
 
-_CONVOLUTIONAL = (
+# They line a mask up with the last axes: of a ConvLSTM's state, on JAX alone.
+_BROADCASTING = (
+    keras.layers.Softmax,
     keras.layers.ConvLSTM1D,
     keras.layers.ConvLSTM2D,
     keras.layers.ConvLSTM3D,
@@ -78,8 +80,7 @@ def fit(masks, tensors, layer):
             mask = folding.spread(mask, x, rank)
         if recurrent:
             mask = _reduce(mask, 2)
-        if isinstance(layer, _CONVOLUTIONAL):
-            # On JAX, Keras lines a mask up with the last axes of the state.
+        if isinstance(layer, _BROADCASTING):
             mask = folding.expand(mask, len(x.shape))
         return mask
 
@@ -103,7 +104,19 @@ def restore(masks, fitted, originals):
         return masks
     pairs = zip(tree.flatten(fitted), tree.flatten(originals), strict=True)
     original = {id(after): before for after, before in pairs}
-    return folding.map_tensors(lambda m: original.get(id(m), m), masks)
+    return folding.map_tensors(
+        lambda m: original.get(id(_unconverted(m)), m), masks
+    )
+
+
+def _unconverted(mask):
+    # Unlike others, a symbolic tensor becomes a new one in the hands of
+    # `ops.convert_to_tensor`, which Keras's attention layers call.
+    history = getattr(mask, "_keras_history", None)
+    operation = getattr(history, "operation", None)
+    if operation and operation.name.startswith("convert_to_tensor"):
+        return operation.input
+    return mask
 
 
 def step_mask(masks):
@@ -166,11 +179,11 @@ def _set_mask(x, mask):
     try:
         x._keras_mask = mask
     except AttributeError:
-        _write_mask(x, mask=mask)
+        _write_mask([x, mask])
 
 
 class _MaskWriter(keras.Layer):
-    """Lets a mask ride on its input.
+    """Lets the second of its inputs, a mask, ride on the first.
 
     Arrays that take no attributes (JAX's tracers, NumPy's arrays) have their
     masks in a table of Keras's own, which only the call of a layer reaches.
@@ -180,8 +193,11 @@ class _MaskWriter(keras.Layer):
         super().__init__(autocast=False)
         self.supports_masking = True
 
-    def call(self, inputs, mask=None):
-        return inputs
+    def call(self, inputs):
+        return inputs[0]
+
+    def compute_mask(self, inputs, previous_mask):
+        return inputs[1]
 
 
 class _MaskReader(_MaskWriter):
@@ -208,8 +224,9 @@ def _in_structure_of(tensors, mask):
         return mask
     tuples = tree.lists_to_tuples(tensors), tree.lists_to_tuples(mask)
     try:
-        tree.assert_same_structure(*tuples)
-    except (TypeError, ValueError):
+        # Unlike the whole structure, paths are alike where a mask is `None`.
+        tree.assert_same_paths(*tuples)
+    except ValueError:
         raise ValueError(
             "The `mask` passed to the `TimeDistributed` layer must have the "
             "structure of `inputs`: one mask, or `None`, for each input. "
