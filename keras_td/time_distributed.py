@@ -72,7 +72,8 @@ class TimeDistributed(keras.layers.Wrapper):
             )
         if kwargs.get("dtype") is None:
             kwargs["dtype"] = _unquantized(layer.dtype_policy)
-        super().__init__(layer, **{"autocast": layer.autocast, **kwargs})
+        # The wrapped layer casts its inputs, in its own way.
+        super().__init__(layer, **{"autocast": False, **kwargs})
         self.supports_masking = True
         self._layer_takes_mask = "mask" in _parameters(layer.call)
         self._in_call = False
@@ -191,7 +192,11 @@ class TimeDistributed(keras.layers.Wrapper):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         # Deserializing takes entries out of the config it is given.
-        return super().from_config(copy.deepcopy(config), custom_objects)
+        td = super().from_config(copy.deepcopy(config), custom_objects)
+        if type(td.layer).build is keras.Layer.build:
+            # Keras takes it for built, though the layers inside are not.
+            td.layer.built = False
+        return td
 
     def _symbolic(self, shape):
         # NumPy's integers are no sizes to Keras.
