@@ -2,17 +2,25 @@
 
 import os
 import pathlib
+import shutil
 
 import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "tests", "inference", "integration"]
+nox.options.sessions = [
+    "lint",
+    "tests",
+    "inference",
+    "integration",
+    "table",
+]
 
 BACKENDS = ["tensorflow", "jax", "torch"]
 # Keras runs models on these two, and trains none.
 INFERENCE = ["numpy", "openvino"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+REPORTS = pathlib.Path("build", "table").resolve()
 WHEEL = f"keras_td-{PYPROJECT['project']['version']}-py3-none-any.whl"
 
 # Every environment holds one backend and is never given a second one.
@@ -43,24 +51,92 @@ def lint(session):
     session.run("twine", "check", "--strict", *files)
 
 
-def run_tests(session, backend):
+def install(session, *names):
+    session.install("-e", ".", *groups(*names, "test"))
+
+
+def run_tests(session, backend, name, *args):
     use(session, backend)
-    session.install("-e", ".", *groups(backend, "test"))
-    session.run("pytest", *session.posargs)
+    # Tests are many and small: cores do more for them apart than together.
+    session.env.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1")
+    # Compiling takes XLA longer than running these programs.
+    session.env.update(
+        XLA_FLAGS="--xla_backend_optimization_level=0",
+        JAX_COMPILATION_CACHE_DIR=f"{session.create_tmp()}/jax",
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
+    report = f"--report={REPORTS / name}.json"
+    workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
+    session.run("pytest", *workers, report, *args, *session.posargs)
 
 
 @nox.session
 @each_backend
 def tests(session, backend):
     """Run the tests on one backend; arguments go to pytest."""
-    run_tests(session, backend)
+    install(session, backend)
+    run_tests(session, backend, backend)
 
 
 @nox.session
 @each_inference
 def inference(session, backend):
     """Run those tests that a backend without training can pass."""
-    run_tests(session, backend)
+    install(session, backend)
+    run_tests(session, backend, backend)
+
+
+@nox.session
+@each_backend
+def slow(session, backend):
+    """Run the checks of models that take seconds to make."""
+    install(session, backend)
+    run_tests(session, backend, f"{backend}-slow", "-m", "slow")
+
+
+@nox.session
+@each_backend
+def minimums(session, backend):
+    """Run the tests on the oldest Keras, with backends of its time."""
+    install(session, f"minimum-{backend}")
+    run_tests(session, backend, f"{backend}-minimum")
+
+
+@nox.session
+@each_backend
+def nightly(session, backend):
+    """Run the tests on the Keras of last night."""
+    install(session, backend)
+    # Both packages have the same files.
+    pip = ("python", "-m", "pip", "--quiet")
+    session.run(*pip, "uninstall", "-y", "keras", "keras-nightly")
+    session.install("--no-deps", "--force-reinstall", "--pre", "keras-nightly")
+    run_tests(session, backend, f"{backend}-nightly")
+
+
+@nox.session
+def mutation(session):
+    """Count the faults in keras_td that the tests notice, on PyTorch."""
+    use(session, "torch")
+    copy = pathlib.Path(session.create_tmp(), "copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    for name in "keras_td", "tests":
+        shutil.copytree(name, copy / name)
+    for name in "pyproject.toml", "README.md", "LICENSE":
+        shutil.copy(name, copy)
+    session.chdir(copy)
+    session.install("-e", ".", *groups("torch", "test", "mutation"))
+    script = ("python", "tests/mutation.py")
+    session.run(*script, str(REPORTS / "mutation.json"), *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def table(session):
+    """Print which layers work on which backends, from the last runs."""
+    reports = [f"{name}.json" for name in [*BACKENDS, *INFERENCE]]
+    reports += [f"{name}-slow.json" for name in BACKENDS] + ["mutation.json"]
+    found = [str(p) for p in map(REPORTS.joinpath, reports) if p.exists()]
+    session.run("python3", "tests/table.py", *found, external=True)
 
 
 @nox.session

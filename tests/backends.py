@@ -62,6 +62,12 @@ def draw_anew():
     assert (first != second).any()
 
 
+def pass_a_mask_on():
+    sequence, mask = ops.ones((2, 3, 4)), ops.ones((2, 3), "bool")
+    passed_on = layers.Attention().compute_mask([sequence] * 2, [mask, None])
+    assert passed_on is mask
+
+
 def broadcast_nothing():
     # It may end the process.
     code = (
@@ -91,6 +97,12 @@ LIMITS = {
         "Keras's Dropout draws the same in its first two calls on it",
         ("openvino",),
         draw_anew,
+        AssertionError,
+    ),
+    "masks as they came": Limit(
+        "Keras's attention layers pass on copies of masks on it",
+        ("numpy",),
+        pass_a_mask_on,
         AssertionError,
     ),
     "empty broadcast": Limit(

@@ -9,12 +9,22 @@ from keras import layers
 from keras import ops
 from keras import tree
 
+import custom
 from keras_td import TimeDistributed
+from reference import loop
 
 BATCH, TIME = 2, 3
+BACKEND = keras.backend.backend()
+
+DTYPES = {
+    "normal": "float32",
+    "image": "float32",
+    "ids": "int32",
+    "text": "string",
+}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Case:
     """A layer and what a time step of its arguments looks like.
 
@@ -23,15 +33,58 @@ class Case:
     """
 
     name: str
-    make: Callable[[], keras.Layer]
     inputs: object
+    config: dict = dataclasses.field(default_factory=dict)
+    # Makes the layer; without it, the class of `keras.layers` that begins the
+    # name is made from `config`.
+    make_own: Callable[[], keras.Layer] | None = None
     args: tuple = ()
     kwargs: dict = dataclasses.field(default_factory=dict)
     options: dict = dataclasses.field(default_factory=dict)
-    integer: bool = False
+    values: str = "normal"
+    # It draws random numbers in training.
+    random: bool = False
+    # The samples of a batch meet: "in training", or "always".
+    samples_meet: str = ""
     differentiable: bool = True
-    # Axes that a user may leave unknown besides batch and time.
-    unknown_inner: object = None
+    # The backends that Keras has it for; () for all.
+    only: tuple[str, ...] = ()
+    # Keras asks it for a batch of known size.
+    static_batch: bool = False
+    slow: bool = False
+    wrap: Callable[[keras.Layer], keras.Layer] = TimeDistributed
+    oracle: Callable = loop
+    lead: tuple[int, ...] = (BATCH, TIME)
+
+    @property
+    def plain(self):
+        """The case of the bare layer, which gets the steps as samples."""
+        return dataclasses.replace(
+            self,
+            wrap=lambda layer: layer,
+            oracle=lambda layer, *args, **kwargs: layer(*args, **kwargs),
+            lead=(BATCH * TIME,),
+        )
+
+    @property
+    def class_name(self):
+        return self.name.split(",")[0]
+
+    @property
+    def step_shapes(self):
+        shapes = []
+        self.arguments(shapes.append)
+        return shapes
+
+    def make(self):
+        """The bare layer; two of them have the same weights and seeds."""
+        keras.utils.set_random_seed(0)
+        if self.make_own:
+            return self.make_own()
+        return getattr(layers, self.class_name)(**self.config)
+
+    def wrapped(self):
+        return self.wrap(self.make())
 
     def arguments(self, make):
         """Maps `make` over the shapes: `(args, kwargs)` of a call."""
@@ -44,20 +97,54 @@ class Case:
         }
         return args, {**kwargs, **self.options}
 
-    def arrays(self, rng, batch=BATCH, time=TIME):
-        def make(shape):
-            shape = (batch, time, *shape)
-            if self.integer:
-                return rng.integers(1, 9, shape).astype("int32")
-            return rng.normal(size=shape).astype("float32")
+    def arrays(self, rng, *lead):
+        lead = lead or self.lead
+        return self.arguments(lambda s: self._draw(rng, (*lead, *s)))
 
-        return self.arguments(make)
-
-    def symbols(self, batch=None, time=None):
-        dtype = "int32" if self.integer else "float32"
+    def symbols(self, *lead):
+        lead = lead or (None,) * len(self.lead)
         return self.arguments(
-            lambda s: keras.KerasTensor((batch, time, *s), dtype)
+            lambda s: keras.KerasTensor((*lead, *s), DTYPES[self.values])
         )
+
+    def folded(self, *arguments):
+        """The arguments of a call of the bare layer on all steps."""
+        lead = len(self.lead)
+        flat = [x.reshape(-1, *x.shape[lead:]) for x in leaves(arguments)]
+        return with_leaves(arguments, flat)
+
+    def unfolded(self, outputs):
+        return tree.map_structure(
+            lambda y: ops.reshape(y, (*self.lead, *y.shape[1:])), outputs
+        )
+
+    def model_of(self, layer, arguments):
+        """A functional model of a call of `layer` and its flat outputs."""
+        dtype = DTYPES[self.values]
+        batch = self.lead[0] if self.static_batch else None
+        inputs = [
+            keras.Input(x.shape[1:], batch_size=batch, dtype=dtype)
+            for x in leaves(arguments)
+        ]
+        args, kwargs = with_leaves(arguments, inputs)
+        return keras.Model(inputs, one_or_all(layer(*args, **kwargs)))
+
+    def _draw(self, rng, shape):
+        match self.values:
+            case "normal":
+                return rng.normal(size=shape).astype("float32")
+            case "image":
+                return rng.uniform(0, 255, shape).astype("float32")
+            case "ids":
+                return rng.integers(1, 9, shape).astype("int32")
+            case "text":
+                return rng.choice(["a", "b", "c"], shape)
+
+
+def one_or_all(nest):
+    """The leaves of a nest, as Keras has outputs: one alone in no list."""
+    flat = tree.flatten(nest)
+    return flat[0] if len(flat) == 1 else flat
 
 
 def leaves(nest):
@@ -67,207 +154,452 @@ def leaves(nest):
 def with_leaves(nest, tensors):
     """Puts tensors in the place of the arrays of a nest."""
     rest = iter(tensors)
-    return tree.map_structure(
-        lambda x: next(rest) if hasattr(x, "shape") else x, nest
-    )
-
-
-def model_of(td, arguments):
-    """A functional model that calls `td` on inputs like `arguments`."""
-    inputs = [
-        keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in leaves(arguments)
+    flat = [
+        next(rest) if hasattr(x, "shape") else x for x in tree.flatten(nest)
     ]
-    args, kwargs = with_leaves(arguments, inputs)
-    return keras.Model(inputs, td(*args, **kwargs))
+    return tree.pack_sequence_as(nest, flat)
 
 
-class NoBuild(keras.Layer):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.dense = layers.Dense(4)
-
-    def call(self, inputs):
-        return self.dense(inputs)
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], 4)
-
-
-class NoShape(keras.Layer):
-    def build(self, input_shape):
-        self.kernel = self.add_weight(shape=(input_shape[-1], 4))
-
-    def call(self, inputs):
-        return ops.matmul(inputs, self.kernel)
-
-
-class Neither(keras.Layer):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.dense = layers.Dense(4)
-
-    def call(self, inputs):
-        return self.dense(inputs)
-
-
-class ArgMax(keras.Layer):
-    def call(self, inputs):
-        return ops.argmax(inputs, axis=-1)
-
-
-class Moments(keras.Layer):
-    def call(self, inputs):
-        mean = ops.mean(inputs, axis=-1)
-        return {"mean": mean, "rest": (inputs - mean[:, None], [mean * 2])}
-
-
-class TwoInputs(keras.Layer):
-    def build(self, a_shape, b_shape):
-        self.a_kernel = self.add_weight(shape=(a_shape[-1], 4))
-        self.b_kernel = self.add_weight(shape=(b_shape[-1], 4))
-
-    def call(self, a, b, scale=1.0):
-        a = ops.matmul(a, self.a_kernel)
-        return (a + ops.matmul(b, self.b_kernel)) * scale
-
-
-class Subclassed(keras.Model):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.conv = layers.Conv2D(4, 3, activation="relu")
-        self.pool = layers.GlobalAveragePooling2D()
-
-    def call(self, inputs):
-        return self.pool(self.conv(inputs))
-
-
-def dense_stack():
-    return keras.Sequential([layers.Dense(6, "relu"), layers.Dense(4)])
-
-
-def cnn():
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 3)),
-            layers.Conv2D(4, 3, activation="relu"),
-            layers.BatchNormalization(),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(5),
-        ]
-    )
-
-
-def two_branches():
-    image = keras.Input((8, 8, 3), name="image")
-    vector = keras.Input((5,), name="vector")
-    x = layers.GlobalMaxPooling2D()(layers.Conv2D(4, 3)(image))
-    x = layers.Concatenate()([x, vector])
-    outputs = {"label": layers.Dense(3)(x), "score": layers.Dense(1)(x)}
-    return keras.Model({"image": image, "vector": vector}, outputs)
-
-
+VECTOR = (5,)
 SEQUENCE = (5, 4)
+IMAGE = (8, 8, 3)
+VOLUME = (4, 4, 4, 2)
+# Keras builds these on TensorFlow.
+TENSORFLOW = {"only": ("tensorflow",)}
+WORDS = {"values": "text", "differentiable": False, **TENSORFLOW}
+IDS = {"values": "ids", "differentiable": False}
+VIDEO = (2, 6, 6, 3)
 
-CASES = [
-    Case("Dense", lambda: layers.Dense(4), (5,)),
-    Case("Dense on images", lambda: layers.Dense(4), (6, 6, 3)),
-    Case("Activation on (batch, time)", lambda: layers.Activation("tanh"), ()),
-    Case("Identity", layers.Identity, (5,)),
-    Case("Flatten", layers.Flatten, (3, 4)),
-    Case("Reshape", lambda: layers.Reshape((2, -1)), (6,)),
-    Case("Rescaling", lambda: layers.Rescaling(1 / 255), (6, 6, 3)),
-    Case("LayerNormalization", layers.LayerNormalization, (5,)),
-    Case("BatchNormalization", layers.BatchNormalization, (6, 6, 3)),
-    Case("Dropout", lambda: layers.Dropout(0.5), (5,)),
+
+def image(name, config=None, **fields):
+    fields = {"random": True, "differentiable": False, **fields}
+    return Case(name, IMAGE, config or {}, values="image", **fields)
+
+
+LAYERS = [
+    # Core
+    Case("Dense", VECTOR, {"units": 4}),
+    Case("Dense, on images", IMAGE, {"units": 4}),
     Case(
-        "Conv1D", lambda: layers.Conv1D(4, 3), (8, 3), unknown_inner=(None, 3)
+        "Dense, regularized", VECTOR, {"units": 4, "kernel_regularizer": "l2"}
     ),
     Case(
-        "Conv2D",
-        lambda: layers.Conv2D(4, 3),
-        (8, 8, 3),
-        unknown_inner=(None, None, 3),
+        "EinsumDense",
+        SEQUENCE,
+        {"equation": "abc,cd->abd", "output_shape": (5, 6)},
     ),
-    Case("Conv2DTranspose", lambda: layers.Conv2DTranspose(4, 3), (6, 6, 3)),
-    Case("MaxPooling2D", layers.MaxPooling2D, (8, 8, 3)),
-    Case("GlobalAveragePooling2D", layers.GlobalAveragePooling2D, (6, 6, 3)),
-    Case("GlobalAveragePooling1D", layers.GlobalAveragePooling1D, SEQUENCE),
+    Case("Embedding", VECTOR, {"input_dim": 9, "output_dim": 4}, values="ids"),
     Case(
-        "Embedding",
-        lambda: layers.Embedding(9, 4),
-        (5,),
-        integer=True,
-        unknown_inner=(None,),
-    ),
-    Case(
-        "Embedding of (batch, time)",
-        lambda: layers.Embedding(9, 4),
+        "Embedding, of (batch, time)",
         (),
-        integer=True,
-    ),
-    Case("LSTM", lambda: layers.LSTM(4), SEQUENCE, unknown_inner=(None, 4)),
-    Case("GRU", lambda: layers.GRU(4, return_sequences=True), SEQUENCE),
-    Case(
-        "LSTM with states",
-        lambda: layers.LSTM(4, return_sequences=True, return_state=True),
-        SEQUENCE,
+        {"input_dim": 9, "output_dim": 4},
+        values="ids",
     ),
     Case(
-        "LSTM from states",
-        lambda: layers.LSTM(4),
+        "Embedding, masked",
+        VECTOR,
+        {"input_dim": 9, "output_dim": 4, "mask_zero": True},
+        values="ids",
+    ),
+    Case(
+        "ReversibleEmbedding",
+        VECTOR,
+        {"input_dim": 9, "output_dim": 4},
+        values="ids",
+    ),
+    Case("Identity", VECTOR),
+    Case("Lambda", VECTOR, {"function": custom.double}),
+    Case("Masking", SEQUENCE),
+    # Activations
+    Case("Activation", VECTOR, {"activation": "tanh"}),
+    Case("Activation, on (batch, time)", (), {"activation": "tanh"}),
+    Case("ELU", VECTOR),
+    Case("LeakyReLU", VECTOR),
+    Case("PReLU", VECTOR),
+    Case("ReLU", VECTOR),
+    Case("Softmax", VECTOR),
+    # Convolutions
+    Case("Conv1D", (8, 3), {"filters": 4, "kernel_size": 3}),
+    Case("Conv2D", IMAGE, {"filters": 4, "kernel_size": 3}),
+    Case("Conv3D", VOLUME, {"filters": 3, "kernel_size": 2}),
+    Case("Conv1DTranspose", (8, 3), {"filters": 4, "kernel_size": 3}),
+    Case("Conv2DTranspose", IMAGE, {"filters": 4, "kernel_size": 3}),
+    Case("Conv3DTranspose", VOLUME, {"filters": 3, "kernel_size": 2}),
+    Case("DepthwiseConv1D", (8, 3), {"kernel_size": 3}),
+    Case("DepthwiseConv2D", IMAGE, {"kernel_size": 3}),
+    Case("SeparableConv1D", (8, 3), {"filters": 4, "kernel_size": 3}),
+    Case("SeparableConv2D", IMAGE, {"filters": 4, "kernel_size": 3}),
+    # Pooling
+    *(
+        Case(f"{kind}Pooling{n}D", shape, config)
+        for kind, config in (
+            ("Max", {"pool_size": 2}),
+            ("Average", {"pool_size": 2}),
+            ("GlobalMax", {}),
+            ("GlobalAverage", {}),
+        )
+        for n, shape in enumerate(((8, 3), IMAGE, VOLUME), 1)
+    ),
+    *(
+        Case(f"Adaptive{kind}Pooling{n}D", shape, {"output_size": 2})
+        for kind in ("Max", "Average")
+        for n, shape in enumerate(((8, 3), IMAGE, VOLUME), 1)
+    ),
+    # Shapes
+    Case("Flatten", (3, 4)),
+    Case("Flatten, of (batch, time)", ()),
+    Case("Reshape", (6,), {"target_shape": (2, -1)}),
+    Case("Permute", (3, 4), {"dims": (2, 1)}),
+    Case("RepeatVector", VECTOR, {"n": 3}),
+    *(
+        Case(f"{kind}{n}D", shape)
+        for kind in ("Cropping", "UpSampling", "ZeroPadding")
+        for n, shape in enumerate(((8, 3), IMAGE, VOLUME), 1)
+    ),
+    # Merging
+    Case("Add", (VECTOR, VECTOR)),
+    Case("Average", [VECTOR, VECTOR]),
+    Case("Concatenate", [VECTOR, (3,)]),
+    Case("Dot", [VECTOR, VECTOR], {"axes": 1}),
+    Case("Maximum", [VECTOR, VECTOR, VECTOR]),
+    Case("Minimum", [VECTOR, VECTOR]),
+    Case("Multiply", [VECTOR, VECTOR]),
+    Case("Subtract", [VECTOR, VECTOR]),
+    # Normalization
+    Case("BatchNormalization", (6, 6, 3), samples_meet="in training"),
+    Case("GroupNormalization", IMAGE, {"groups": 3}),
+    Case("LayerNormalization", VECTOR),
+    Case("RMSNormalization", VECTOR),
+    Case("UnitNormalization", VECTOR),
+    # It updates its vectors with each call in training.
+    Case(
+        "SpectralNormalization",
+        VECTOR,
+        make_own=lambda: layers.SpectralNormalization(layers.Dense(4)),
+        samples_meet="in training",
+    ),
+    # Regularization
+    Case("ActivityRegularization", VECTOR, {"l2": 0.1}),
+    Case("AlphaDropout", VECTOR, {"rate": 0.5}, random=True),
+    Case("Dropout", VECTOR, {"rate": 0.5}, random=True),
+    Case("GaussianDropout", VECTOR, {"rate": 0.5}, random=True),
+    Case("GaussianNoise", VECTOR, {"stddev": 0.5}, random=True),
+    Case("SpatialDropout1D", (8, 3), {"rate": 0.5}, random=True),
+    Case("SpatialDropout2D", IMAGE, {"rate": 0.5}, random=True),
+    Case("SpatialDropout3D", VOLUME, {"rate": 0.5}, random=True),
+    # Recurrent layers
+    Case("SimpleRNN", SEQUENCE, {"units": 4}),
+    Case("LSTM", SEQUENCE, {"units": 4}),
+    Case("LSTM, backwards", SEQUENCE, {"units": 4, "go_backwards": True}),
+    Case("LSTM, unrolled", SEQUENCE, {"units": 4, "unroll": True}),
+    Case(
+        "LSTM, of dropout",
         SEQUENCE,
+        {"units": 4, "dropout": 0.5, "recurrent_dropout": 0.5},
+        random=True,
+    ),
+    Case(
+        "LSTM, with states",
+        SEQUENCE,
+        {"units": 4, "return_sequences": True, "return_state": True},
+    ),
+    Case(
+        "LSTM, from states",
+        SEQUENCE,
+        {"units": 4},
         kwargs={"initial_state": [(4,), (4,)]},
     ),
+    Case("GRU", SEQUENCE, {"units": 4, "return_sequences": True}),
     Case(
-        "Bidirectional", lambda: layers.Bidirectional(layers.GRU(4)), SEQUENCE
+        "GRU, stateful",
+        SEQUENCE,
+        {"units": 4, "stateful": True},
+        samples_meet="always",
+        static_batch=True,
     ),
-    Case("ConvLSTM2D", lambda: layers.ConvLSTM2D(2, 3), (2, 6, 6, 3)),
+    Case("RNN", SEQUENCE, make_own=lambda: layers.RNN(layers.GRUCell(4))),
+    Case(
+        "RNN, of stacked cells",
+        SEQUENCE,
+        make_own=lambda: layers.RNN(
+            [layers.LSTMCell(3), layers.GRUCell(4)], return_state=True
+        ),
+    ),
+    Case("SimpleRNNCell", VECTOR, {"units": 4}, args=((4,),)),
+    Case("GRUCell", VECTOR, {"units": 4}, args=((4,),)),
+    Case("LSTMCell", VECTOR, {"units": 4}, args=([(4,), (4,)],)),
+    Case(
+        "StackedRNNCells",
+        VECTOR,
+        make_own=lambda: layers.StackedRNNCells(
+            [layers.LSTMCell(3), layers.GRUCell(4)]
+        ),
+        args=([[(3,), (3,)], [(4,)]],),
+    ),
+    Case(
+        "Bidirectional",
+        SEQUENCE,
+        make_own=lambda: layers.Bidirectional(layers.GRU(4)),
+    ),
+    Case(
+        "Bidirectional, with states",
+        SEQUENCE,
+        make_own=lambda: layers.Bidirectional(
+            layers.LSTM(3, return_sequences=True, return_state=True),
+            merge_mode="sum",
+        ),
+    ),
+    Case("ConvLSTM1D", (2, 6, 3), {"filters": 2, "kernel_size": 3}),
+    Case("ConvLSTM2D", VIDEO, {"filters": 2, "kernel_size": 3}),
+    Case("ConvLSTM3D", (2, 4, 4, 4, 1), {"filters": 2, "kernel_size": 3}),
+    # Attention
+    Case("Attention", [SEQUENCE, (6, 4)]),
+    Case(
+        "Attention, with a key",
+        [SEQUENCE, (6, 3), (6, 4)],
+        {"use_scale": True, "score_mode": "concat"},
+    ),
+    Case(
+        "Attention, with scores",
+        [SEQUENCE, (6, 4)],
+        options={"return_attention_scores": True, "use_causal_mask": True},
+    ),
+    Case("AdditiveAttention", [SEQUENCE, (6, 4)]),
     Case(
         "MultiHeadAttention",
-        lambda: layers.MultiHeadAttention(2, 4),
         SEQUENCE,
+        {"num_heads": 2, "key_dim": 4},
         args=((6, 3),),
     ),
     Case(
-        "MultiHeadAttention by name",
-        lambda: layers.MultiHeadAttention(2, 4),
+        "MultiHeadAttention, by name",
         SEQUENCE,
+        {"num_heads": 2, "key_dim": 4, "dropout": 0.5},
         kwargs={"value": (5, 3)},
         options={"use_causal_mask": True, "return_attention_scores": True},
+        random=True,
     ),
-    Case("Attention", layers.Attention, [(5, 4), (6, 4)]),
-    Case("Concatenate", layers.Concatenate, [(5,), (3,)]),
-    Case("Add", layers.Add, ((5,), (5,))),
-    Case("Sequential", dense_stack, (5,)),
-    Case("CNN", cnn, (8, 8, 3)),
+    Case(
+        "GroupQueryAttention",
+        SEQUENCE,
+        {"head_dim": 3, "num_query_heads": 4, "num_key_value_heads": 2},
+        args=((6, 4), (6, 4)),
+    ),
+    # Preprocessing
+    Case("CategoryEncoding", VECTOR, {"num_tokens": 9}, **IDS),
+    Case(
+        "CategoryEncoding, of counts",
+        VECTOR,
+        {"num_tokens": 9, "output_mode": "count"},
+        **IDS,
+    ),
+    Case(
+        "Discretization",
+        VECTOR,
+        {"bin_boundaries": [-0.5, 0.5]},
+        differentiable=False,
+    ),
+    Case("HashedCrossing", [(), ()], {"num_bins": 5}, **IDS, **TENSORFLOW),
+    Case("Hashing", VECTOR, {"num_bins": 5}, **IDS, **TENSORFLOW),
+    Case(
+        "IntegerLookup", VECTOR, {"vocabulary": [1, 2, 3]}, **IDS, **TENSORFLOW
+    ),
+    Case("StringLookup", VECTOR, {"vocabulary": ["a", "b"]}, **WORDS),
+    Case(
+        "TextVectorization",
+        (),
+        {"vocabulary": ["a", "b"], "output_sequence_length": 3},
+        **WORDS,
+    ),
+    Case(
+        "MelSpectrogram",
+        (64,),
+        {"fft_length": 32, "sequence_stride": 16, "num_mel_bins": 8},
+    ),
+    Case("STFTSpectrogram", (64, 1), {"frame_length": 32}),
+    Case("Normalization", VECTOR, {"mean": 1.0, "variance": 4.0}),
+    Case("Rescaling", IMAGE, {"scale": 1 / 255}),
+    Case("CenterCrop", IMAGE, {"height": 5, "width": 6}),
+    Case("Resizing", IMAGE, {"height": 5, "width": 6}),
+    # Augmentation
+    # It mixes the images of a batch with the same weights.
+    image("AugMix", samples_meet="in training"),
+    image("AutoContrast", random=False),
+    image(
+        "ContrastLimitedAdaptiveHistogramEqualization",
+        {"tile_grid_size": (2, 2)},
+        random=False,
+    ),
+    image("CutMix", samples_meet="in training"),
+    # It takes one histogram of the whole batch.
+    image("Equalization", random=False, samples_meet="always"),
+    Case(
+        "MaxNumBoundingBoxes",
+        {"images": IMAGE, "bounding_boxes": {"boxes": (4, 4), "labels": (4,)}},
+        {"max_number": 3, "bounding_box_format": "xyxy"},
+        differentiable=False,
+    ),
+    image("MixUp", samples_meet="in training"),
+    Case(
+        "Pipeline",
+        IMAGE,
+        make_own=lambda: layers.Pipeline(
+            [layers.Rescaling(1 / 255), layers.CenterCrop(5, 6)]
+        ),
+    ),
+    # It applies the same operations to all images of a batch.
+    image("RandAugment", samples_meet="in training"),
+    image("RandomBrightness", {"factor": 0.5}),
+    image("RandomColorDegeneration", {"factor": 0.5}),
+    image("RandomColorJitter", {"brightness_factor": 0.5}),
+    image("RandomContrast", {"factor": 0.5}),
+    # It crops a whole batch at one place.
+    image("RandomCrop", {"height": 5, "width": 6}, samples_meet="in training"),
+    image("RandomElasticTransform"),
+    image("RandomErasing", {"scale": 0.5}),
+    image("RandomFlip"),
+    image("RandomGaussianBlur", {"sigma": 1.0}),
+    image("RandomGrayscale"),
+    image("RandomHue", {"factor": 0.5}),
+    image("RandomInvert", {"factor": 0.5}),
+    image("RandomPerspective"),
+    image("RandomPosterization", {"factor": 4}),
+    image("RandomRotation", {"factor": 0.5}),
+    image("RandomSaturation", {"factor": 0.5}),
+    image("RandomSharpness", {"factor": 0.5}),
+    image("RandomShear", {"x_factor": 0.5, "y_factor": 0.5}),
+    image("RandomTranslation", {"height_factor": 0.5, "width_factor": 0.5}),
+    image("RandomZoom", {"height_factor": 0.5}),
+    image("Solarization", {"addition_factor": 0.5, "threshold_factor": 0.5}),
+    # Other frameworks
+    Case("JaxLayer", VECTOR, make_own=custom.jax_layer, only=("jax",)),
+    Case(
+        "TorchModuleWrapper",
+        VECTOR,
+        make_own=custom.torch_module,
+        only=("torch",),
+    ),
+    Case("TFSMLayer", VECTOR, make_own=custom.tfsm_layer, **TENSORFLOW),
+    # Itself
+    Case(
+        "TimeDistributed",
+        (4, 5),
+        make_own=lambda: keras.layers.TimeDistributed(layers.Dense(4)),
+    ),
+]
+
+COMPOSITES = [
+    Case("Sequential", VECTOR, make_own=custom.dense_stack),
+    Case(
+        "Sequential CNN", IMAGE, make_own=custom.cnn, samples_meet="in training"
+    ),
+    Case(
+        "Sequential encoder of sentences",
+        VECTOR,
+        make_own=custom.sentence_encoder,
+        values="ids",
+    ),
+    Case(
+        "Sequential augmentation",
+        IMAGE,
+        make_own=custom.augmentation,
+        values="image",
+        random=True,
+        differentiable=False,
+    ),
     Case(
         "functional model of dicts",
-        two_branches,
-        {"image": (8, 8, 3), "vector": (5,)},
+        {"image": IMAGE, "vector": VECTOR},
+        make_own=custom.two_branches,
     ),
-    Case("subclassed model", Subclassed, (8, 8, 3)),
-    Case("TimeDistributed", lambda: TimeDistributed(dense_stack()), SEQUENCE),
-    Case("custom, no build", NoBuild, (5,)),
-    Case("custom, no compute_output_shape", NoShape, (5,)),
-    Case("custom, neither", Neither, (5,)),
-    Case("custom, argmax", ArgMax, (5,), differentiable=False),
-    Case("custom, nested outputs", Moments, (5,)),
-    Case("custom, two inputs", TwoInputs, (5,), args=((3,),)),
     Case(
-        "custom, two inputs by name",
-        TwoInputs,
-        (5,),
+        "functional model with a shared layer",
+        [VECTOR, VECTOR],
+        make_own=custom.siamese,
+    ),
+    Case("subclassed model", IMAGE, make_own=custom.Subclassed),
+    Case(
+        "TimeDistributed in itself",
+        SEQUENCE,
+        make_own=lambda: TimeDistributed(custom.dense_stack()),
+    ),
+    Case("custom with each method", SEQUENCE, make_own=custom.Full),
+    Case("custom without build", VECTOR, make_own=custom.NoBuild),
+    Case(
+        "custom without compute_output_shape", VECTOR, make_own=custom.NoShape
+    ),
+    Case("custom without either", VECTOR, make_own=custom.Neither),
+    Case(
+        "custom without get_config",
+        VECTOR,
+        make_own=lambda: custom.NoConfig(2.0),
+    ),
+    Case("custom with compute_output_spec", VECTOR, make_own=custom.OwnSpec),
+    Case("custom argmax", VECTOR, make_own=custom.ArgMax, differentiable=False),
+    Case("custom nested outputs", VECTOR, make_own=custom.Moments),
+    Case("custom two inputs", VECTOR, make_own=custom.TwoInputs, args=((3,),)),
+    Case(
+        "custom two inputs by name",
+        VECTOR,
+        make_own=custom.TwoInputs,
         kwargs={"b": (3,)},
         options={"scale": 2.0},
     ),
 ]
 
+
+def application(name, **config):
+    def make():
+        return getattr(keras.applications, name)(
+            input_shape=(32, 32, 3), weights=None, classes=4, **config
+        )
+
+    return Case(
+        name,
+        (32, 32, 3),
+        make_own=make,
+        values="image",
+        samples_meet="in training",
+        slow=True,
+    )
+
+
+APPLICATIONS = [
+    application("MobileNetV2", alpha=0.35),
+    application("MobileNetV3Small", alpha=0.35),
+    application("EfficientNetV2B0"),
+    application("ConvNeXtTiny"),
+    application("ResNet50V2"),
+]
+
+# The classes of `keras.layers` that are no case.
+EXCLUDED = {
+    "FlaxLayer": "it is a JaxLayer of a module of Flax",
+    "InputLayer": "it takes no tensor",
+    "Layer": "abstract: it has no `call`",
+    "Wrapper": "abstract: it has no `call`",
+}
+
+
+def has(case):
+    """Whether this Keras has the layer of a case, on this backend."""
+    known = case.make_own or hasattr(layers, case.class_name)
+    return known and (not case.only or BACKEND in case.only)
+
+
+ALL_CASES = [*LAYERS, *COMPOSITES, *APPLICATIONS]
+CASES = [case for case in ALL_CASES if has(case)]
 BY_NAME = {case.name: case for case in CASES}
 
 
 def each(cases):
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(c, id=c.name, marks=[pytest.mark.slow] * c.slow)
+            for c in cases
+        ],
+    )
 
 
 each_case = each(CASES)

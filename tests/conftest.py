@@ -1,8 +1,27 @@
+import importlib.metadata
+import json
 import os
+import pathlib
+import platform
 
 import keras
 import numpy as np
 import pytest
+from hypothesis import settings
+from keras import layers
+
+from cases import ALL_CASES
+from cases import EXCLUDED
+
+# The same examples wherever the tests run, however slowly they do.
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.load_profile("fixed")
+
+DISTRIBUTIONS = {"tensorflow": ("tensorflow-cpu", "tensorflow")}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--report", help="write the outcomes for table.py there")
 
 
 def pytest_configure(config):
@@ -17,6 +36,76 @@ def pytest_configure(config):
         # Keras infers shapes by calling layers on uninitialized memory.
         warning = "ignore:.* encountered in:RuntimeWarning"
         config.addinivalue_line("filterwarnings", warning)
+    path = config.getoption("report")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Report(path))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        # These travel with the reports, from the processes of xdist too.
+        if hasattr(item, "callspec") and "case" in item.callspec.params:
+            case = item.callspec.params["case"].name
+            item.user_properties.append(("case", case))
+        if getattr(item.obj, "is_hypothesis_test", False):
+            item.user_properties.append(("property", True))
+
+
+class Report:
+    """Writes what came out of each check of each case."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.outcomes, self.properties, self.tests = [], [], 0
+
+    def pytest_runtest_logreport(self, report):
+        if report.when != "call" and not report.skipped:
+            return
+        self.tests += 1
+        known = dict(report.user_properties)
+        check = report.nodeid.split("::")[-1].split("[")[0]
+        check = check.removeprefix("test_").replace("_", " ")
+        if "property" in known:
+            self.properties.append(check)
+        if "case" in known:
+            reason = getattr(report, "wasxfail", "")
+            if report.skipped and not reason:
+                reason = report.longrepr[2].removeprefix("Skipped: ")
+            outcome = "limit" if reason else report.outcome
+            self.outcomes.append((known["case"], check, outcome, reason))
+
+    def pytest_sessionfinish(self):
+        backend = keras.backend.backend()
+        known = {getattr(layers, c.class_name, None) for c in ALL_CASES}
+        found = {
+            "backend": backend,
+            "cases": [case.name for case in ALL_CASES],
+            "classes": len(known - {None}),
+            "excluded": EXCLUDED,
+            "not_here": {
+                case.name: f"Keras has it for {' and '.join(case.only)} alone"
+                for case in ALL_CASES
+                if case.only and backend not in case.only
+            },
+            "versions": {
+                "Python": platform.python_version(),
+                "Keras": keras.__version__,
+                backend: version(backend),
+            },
+            "tests": self.tests,
+            "properties": self.properties,
+            "outcomes": self.outcomes,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(found, indent=1))
+
+
+def version(backend):
+    for name in DISTRIBUTIONS.get(backend, (backend,)):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
 
 
 @pytest.fixture(autouse=True)
@@ -42,5 +131,6 @@ def float64():
         return
     import jax
 
-    with jax.enable_x64(True):
-        yield
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)

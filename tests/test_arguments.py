@@ -8,7 +8,7 @@ from keras import ops
 from keras import tree
 
 from cases import CASES
-from cases import TwoInputs
+from custom import TwoInputs
 from keras_td import TimeDistributed
 from reference import assert_close
 from reference import loop

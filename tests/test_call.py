@@ -1,5 +1,7 @@
 """Every step sees the same layer, in one call."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -12,43 +14,63 @@ from cases import CASES
 from cases import each
 from cases import each_case
 from cases import leaves
-from cases import model_of
 from cases import with_leaves
 from keras_td import TimeDistributed
+from limits import no_worse_than_plain
 from reference import assert_close
 from reference import gradients
-from reference import loop
+
+each_separate = each([c for c in CASES if c.samples_meet != "always"])
+each_training = pytest.mark.parametrize("training", [False, True])
 
 
-@each_case
+@each_separate
+@no_worse_than_plain
 def test_equals_a_loop_over_the_steps(case, rng):
     layer = case.make()
     args, kwargs = case.arrays(rng)
 
-    actual = TimeDistributed(layer)(*args, **kwargs)
+    actual = case.wrap(layer)(*args, training=False, **kwargs)
 
-    assert_close(actual, loop(layer, *args, **kwargs))
+    assert_close(actual, case.oracle(layer, *args, training=False, **kwargs))
+
+
+@each_training
+@each_case
+@no_worse_than_plain
+def test_equals_one_call_on_the_steps_as_samples(case, training, rng):
+    args, kwargs = case.arrays(rng)
+    folded_args, folded_kwargs = case.folded(args, kwargs)
+
+    # Layers that draw random numbers have the same seed here and there.
+    actual = case.wrapped()(*args, training=training, **kwargs)
+    plain = case.make()(*folded_args, training=training, **folded_kwargs)
+
+    assert_close(actual, case.unfolded(plain))
 
 
 @needs("training")
-@each([c for c in CASES if c.differentiable])
+@each([c for c in CASES if c.differentiable and c.samples_meet != "always"])
+@no_worse_than_plain
 def test_has_the_gradients_of_a_loop(case, rng):
     layer = case.make()
-    td = TimeDistributed(layer)
+    td = case.wrap(layer)
     arrays = case.arrays(rng)
     weights = tree.map_structure(
         lambda y: ops.convert_to_tensor(rng.normal(size=y.shape), "float32"),
-        td(*arrays[0], **arrays[1]),
+        td(*arrays[0], **arrays[1], training=False),
     )
-    inputs = [] if case.integer else [keras.Variable(x) for x in leaves(arrays)]
+    is_float = case.values in ("normal", "image")
+    inputs = [keras.Variable(x) for x in leaves(arrays)] if is_float else []
     variables = layer.trainable_variables + inputs
 
     def loss_of(fn):
         def loss():
             tensors = [ops.convert_to_tensor(v) for v in inputs]
             args, kwargs = with_leaves(arrays, tensors or leaves(arrays))
+            outputs = fn(*args, training=False, **kwargs)
             products = tree.map_structure(
-                lambda y, w: ops.sum(y * w), fn(*args, **kwargs), weights
+                lambda y, w: ops.sum(y * w), outputs, weights
             )
             return sum(tree.flatten(products))
 
@@ -56,7 +78,7 @@ def test_has_the_gradients_of_a_loop(case, rng):
 
     actual = gradients(loss_of(td), variables)
     expected = gradients(
-        loss_of(lambda *args, **kwargs: loop(layer, *args, **kwargs)), variables
+        loss_of(functools.partial(case.oracle, layer)), variables
     )
 
     assert_close(actual, expected)
@@ -64,16 +86,15 @@ def test_has_the_gradients_of_a_loop(case, rng):
 
 
 @each_case
+@no_worse_than_plain
 def test_compiled_equals_eager(case, rng):
-    td = TimeDistributed(case.make())
     args, kwargs = case.arrays(rng)
-    model = model_of(td, (args, kwargs))
+    model = case.model_of(case.wrapped(), (args, kwargs))
 
+    expected = case.wrapped()(*args, training=False, **kwargs)
     actual = model.predict_on_batch(leaves((args, kwargs)))
-    expected = td(*args, **kwargs)
-    actual = tree.map_structure(ops.convert_to_tensor, actual)
-    # Keras gives dicts back in a class of its own on OpenVINO.
-    assert_close(tree.flatten(actual), tree.flatten(expected))
+    actual = [ops.convert_to_tensor(y) for y in tree.flatten(actual)]
+    assert_close(actual, tree.flatten(expected))
 
 
 class Counter(keras.Layer):

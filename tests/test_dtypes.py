@@ -1,13 +1,19 @@
 """The wrapper neither loses nor changes a dtype."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 from keras import ops
+from keras import tree
 
 from backends import needs
+from cases import CASES
+from cases import each
 from keras_td import TimeDistributed
+from limits import no_worse_than_plain
 from reference import as_numpy
 from reference import assert_close
 from reference import dtype
@@ -42,6 +48,28 @@ def test_the_policy_is_that_of_the_layer(policy, rng):
     assert dtype(outputs) == layer.compute_dtype
     assert td(keras.Input((3, 5))).dtype == layer.compute_dtype
     assert td.weights[0].dtype == layer.variable_dtype
+
+
+def in_float32(x):
+    return ops.cast(x, "float32")
+
+
+@each([c for c in CASES if c.values in ("normal", "image")])
+@no_worse_than_plain
+def test_mixed_precision_is_that_of_the_plain_layer(case, rng):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        args, kwargs = case.arrays(rng)
+        actual = case.wrapped()(*args, training=False, **kwargs)
+        args, kwargs = case.folded(args, kwargs)
+        expected = case.make()(*args, training=False, **kwargs)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+    dtypes = [[dtype(y) for y in tree.flatten(n)] for n in (actual, expected)]
+    assert dtypes[0] == dtypes[1]
+    as_float32 = functools.partial(tree.map_structure, in_float32)
+    assert_close(as_float32(actual), case.unfolded(as_float32(expected)))
 
 
 def test_a_policy_that_is_given_is_kept():

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import assume
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 from keras import ops
 
@@ -22,7 +21,6 @@ def arange(shape):
     return ops.reshape(ops.arange(int(np.prod(shape)), dtype="int32"), shape)
 
 
-@settings(deadline=None, max_examples=50)
 @given(shapes)
 def test_unfold_undoes_fold(shape):
     x = arange(shape)
@@ -33,7 +31,6 @@ def test_unfold_undoes_fold(shape):
     assert_close(folding.unfold(folded, x), x)
 
 
-@settings(deadline=None, max_examples=50)
 @given(shapes)
 def test_a_folded_row_is_a_step_of_a_sample(shape):
     folded = folding.fold(arange(shape))
@@ -44,7 +41,6 @@ def test_a_folded_row_is_a_step_of_a_sample(shape):
         np.testing.assert_array_equal(row, expected)
 
 
-@settings(deadline=None, max_examples=50)
 @given(shapes, unknown)
 def test_known_sizes_stay_known_and_unknown_ones_unknown(shape, unknown):
     shape = tuple(
@@ -62,7 +58,6 @@ def test_known_sizes_stay_known_and_unknown_ones_unknown(shape, unknown):
     assert unfolded.dtype == "int8"
 
 
-@settings(deadline=None, max_examples=50)
 @given(shapes, st.integers(0, 4))
 def test_align_repeats_a_single_step(shape, time):
     x = arange((shape[0], 1, *shape[2:]))

@@ -7,8 +7,17 @@ from keras import layers
 from keras import ops
 from keras import tree
 
+from backends import LIMITS
 from backends import needs
+from cases import CASES
+from cases import TIME
+from cases import each
+from cases import each_case
+from cases import leaves
+from cases import with_leaves
 from keras_td import TimeDistributed
+from limits import no_worse_than_plain
+from reference import MaskSetter
 from reference import as_numpy
 from reference import assert_close
 from reference import mask_of
@@ -35,6 +44,61 @@ class Recorder(keras.Layer):
 
 def assert_equal(actual, expected):
     np.testing.assert_array_equal(as_numpy(actual), expected)
+
+
+def masked(case, args, make):
+    """Lets masks of `(batch, time)` ride on inputs.
+
+    On those of a plain layer, they are masks of positions.
+    """
+    rank = 2 if case.wrap is TimeDistributed else -1
+    inputs = tree.map_structure(
+        lambda x: MaskSetter(make(x.shape[:rank]))(x), args[0]
+    )
+    return inputs, *args[1:]
+
+
+@each([c for c in CASES if c.samples_meet != "always"])
+@no_worse_than_plain
+def test_a_masked_tail_changes_nothing_before_it(case, rng):
+    args, kwargs = case.arrays(rng)
+    valid = TIME - 1
+    head = [x[:, :valid] for x in leaves((args, kwargs))]
+    head_args, head_kwargs = with_leaves((args, kwargs), head)
+    td = case.wrapped()
+
+    expected = td(*head_args, training=False, **head_kwargs)
+    args = masked(
+        case,
+        tree.map_structure(ops.convert_to_tensor, args),
+        lambda shape: ops.convert_to_tensor(np.indices(shape)[1] < valid),
+    )
+    actual = td(*args, training=False, **kwargs)
+
+    actual = tree.map_structure(lambda y: y[:, :valid], actual)
+    assert_close(actual, expected)
+
+
+@each_case
+@no_worse_than_plain
+def test_symbolic_masks_have_the_shapes_of_eager_masks(case, rng):
+    copies = LIMITS["masks as they came"]
+    if copies.holds() and "Attention" in case.name:
+        # So they leave in the rank that the layer sees, with the same values.
+        pytest.skip(copies.reason)
+
+    args, kwargs = case.arrays(rng)
+    args = tree.map_structure(ops.convert_to_tensor, args)
+    args = masked(case, args, lambda shape: ops.ones(shape, "bool"))
+    eager = case.wrapped()(*args, training=False, **kwargs)
+    expected = [mask_of(y) for y in tree.flatten(eager)]
+
+    args, kwargs = case.symbols(*case.lead)
+    args = masked(case, args, lambda s: keras.KerasTensor(s, "bool"))
+    symbolic = case.wrapped()(*args, **kwargs)
+
+    masks = [getattr(y, "_keras_mask", None) for y in tree.flatten(symbolic)]
+    assert [np.shape(m) for m in masks] == [np.shape(m) for m in expected]
 
 
 def document_model(sentences=None, words=None):

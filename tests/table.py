@@ -1,0 +1,116 @@
+"""Prints which layers work on which backends, as the tests found it.
+
+    python tests/table.py REPORT...
+
+Each report is a file that `pytest --report` wrote, or `mutation.json`.
+"""
+
+import collections
+import json
+import pathlib
+import sys
+
+NOT_RUN = "not run"
+# This begins the reason of each check that fails for the bare layer too.
+ALIKE = "The bare layer fails alike. "
+
+
+class Notes:
+    """Numbers reasons in the order in which they come up."""
+
+    def __init__(self):
+        self.numbers = {}
+
+    def number(self, note):
+        return self.numbers.setdefault(note, len(self.numbers) + 1)
+
+
+def by_case(reports):
+    """Maps each case and backend to what its checks ended in."""
+    found = collections.defaultdict(list)
+    for report in reports:
+        backend = report["backend"]
+        for case, reason in report["not_here"].items():
+            found[case, backend].append(["all checks", "limit", reason])
+        for case, *outcome in report["outcomes"]:
+            found[case, backend].append(outcome)
+    return found
+
+
+def cell(outcomes, notes):
+    if not outcomes:
+        return NOT_RUN
+    if any(outcome == "failed" for _, outcome, _ in outcomes):
+        return "FAILED"
+    checks = collections.defaultdict(set)
+    for check, outcome, reason in outcomes:
+        if outcome == "limit":
+            checks[reason.removeprefix(ALIKE)].add(check)
+    limits = {
+        notes.number(f"{reason} ({', '.join(sorted(checks[reason]))})")
+        for reason in checks
+    }
+    word = "ok" if any(o == "passed" for _, o, _ in outcomes) else "excluded"
+    return " ".join([word, *(f"[{n}]" for n in sorted(limits))])
+
+
+def print_table(reports):
+    backends = list(dict.fromkeys(report["backend"] for report in reports))
+    cases = list(dict.fromkeys(c for r in reports for c in r["cases"]))
+    found, notes = by_case(reports), Notes()
+    rows = [
+        [case, *(cell(found[case, b], notes) for b in backends)]
+        for case in cases
+    ]
+    for name, reason in reports[0]["excluded"].items():
+        number = notes.number(f"{reason} (all checks)")
+        rows.append([name, *(f"excluded [{number}]" for _ in backends)])
+
+    header = [["layer", *backends], ["-" * 5 for _ in ["", *backends]]]
+    for row in header + rows:
+        print(f"| {' | '.join(row)} |")
+    print(
+        "\nok: each check passes, but for those in the notes, which name what"
+    )
+    print("Keras cannot do on that backend, without this layer either:\n")
+    for note, number in notes.numbers.items():
+        print(f"[{number}] {note}")
+    return rows
+
+
+def print_counts(reports, mutation):
+    checks = {check for r in reports for _, check, *_ in r["outcomes"]}
+    properties = {name for r in reports for name in r["properties"]}
+    first = reports[0]
+    print(f"\nKeras's layers: {first['classes']} and {len(first['excluded'])}")
+    print(f"  excluded; {len(first['cases'])} cases with the composite ones")
+    print(f"Checks of each case: {len(checks)}")
+    print(f"Properties (hypothesis): {len(properties)}")
+    for report in reports:
+        outcomes = collections.Counter(o for _, _, o, _ in report["outcomes"])
+        versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+        print(
+            f"{versions}: {report['tests']} tests; of the checks of cases "
+            f"{outcomes['passed']} passed, {outcomes['limit']} are in the "
+            f"notes, {outcomes['failed']} failed"
+        )
+    if mutation:
+        killed, total = mutation["killed"], mutation["mutants"]
+        print(f"Mutants: {killed} of {total} killed, {killed / total:.1%}")
+    else:
+        print("Mutants: `nox -s mutation` has not run")
+
+
+def main():
+    found = [json.loads(pathlib.Path(p).read_text()) for p in sys.argv[1:]]
+    reports = [report for report in found if "backend" in report]
+    mutation = [report for report in found if "mutants" in report]
+    if not reports:
+        sys.exit("There is no report yet: run nox first.")
+    rows = print_table(reports)
+    print_counts(reports, mutation[0] if mutation else None)
+    sys.exit(any("FAILED" in row for row in rows))
+
+
+if __name__ == "__main__":
+    main()

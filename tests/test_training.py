@@ -1,0 +1,89 @@
+"""In training too, every step sees the same layer."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras import tree
+
+from backends import needs
+from cases import CASES
+from cases import each
+from cases import each_case
+from cases import leaves
+from cases import with_leaves
+from limits import no_worse_than_plain
+from reference import as_numpy
+from reference import assert_close
+
+SEPARATE = [c for c in CASES if not c.samples_meet]
+
+
+@each([c for c in SEPARATE if not c.random])
+@no_worse_than_plain
+def test_training_equals_a_loop_over_the_steps(case, rng):
+    layer = case.make()
+    args, kwargs = case.arrays(rng)
+
+    actual = case.wrap(layer)(*args, training=True, **kwargs)
+
+    assert_close(actual, case.oracle(layer, *args, training=True, **kwargs))
+
+
+def kolmogorov_smirnov(a, b):
+    """The p-value of two samples of one size being from one distribution.
+
+    By the first term of Smirnov's limit, which is an upper bound of it.
+    """
+    points = np.concatenate([a, b])
+    below = [(sample <= points[:, None]).mean(1) for sample in (a, b)]
+    distance = np.abs(below[0] - below[1]).max()
+    return 2 * np.exp(-len(a) * distance**2)
+
+
+DRAWS = 64
+
+
+@needs("training")
+@each([c for c in SEPARATE if c.random])
+@no_worse_than_plain
+def test_each_step_has_the_distribution_of_one_call(case, rng):
+    args, kwargs = case.plain.arrays(rng, 1)
+    flat = leaves((args, kwargs))
+
+    def projected(outputs):
+        values = [as_numpy(y).reshape(DRAWS, -1) for y in tree.flatten(outputs)]
+        values = np.concatenate(values, axis=1)
+        return values @ np.random.default_rng(0).normal(size=values.shape[1])
+
+    steps = [np.broadcast_to(x, (1, DRAWS, *x.shape[1:])) for x in flat]
+    td_args, td_kwargs = with_leaves((args, kwargs), steps)
+    drawn = case.wrapped()(*td_args, training=True, **td_kwargs)
+    layer = case.make()
+    calls = [layer(*args, training=True, **kwargs) for _ in range(DRAWS)]
+
+    expected = tree.map_structure(lambda *ys: ops.stack(ys), *calls)
+    assert kolmogorov_smirnov(projected(drawn), projected(expected)) > 1e-6
+
+
+# PyTorch's trainer says so of a layer without any.
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable")
+@needs("training")
+@each_case
+@no_worse_than_plain
+def test_a_compiled_step_of_fit_equals_an_eager_one(case, rng):
+    arguments = case.arrays(rng)
+    x = leaves(arguments)
+
+    def fit(**options):
+        model = case.model_of(case.wrapped(), arguments)
+        outputs = model(x, training=False)
+        targets = tree.map_structure(lambda y: np.zeros(y.shape), outputs)
+        model.compile(keras.optimizers.SGD(0.1), "mse", **options)
+        history = model.fit(x, targets, batch_size=len(x[0]), verbose=0)
+        return [np.array(history.history["loss"]), *model.get_weights()]
+
+    compiled = fit(jit_compile="auto")
+
+    assert_close(compiled, fit(run_eagerly=True))
+    assert np.isfinite(compiled[0]).all()
