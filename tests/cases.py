@@ -127,7 +127,9 @@ class Case:
             for x in leaves(arguments)
         ]
         args, kwargs = with_leaves(arguments, inputs)
-        return keras.Model(inputs, one_or_all(layer(*args, **kwargs)))
+        return keras.Model(
+            one_or_all(inputs), one_or_all(layer(*args, **kwargs))
+        )
 
     def _draw(self, rng, shape):
         match self.values:
@@ -142,7 +144,7 @@ class Case:
 
 
 def one_or_all(nest):
-    """The leaves of a nest, as Keras has outputs: one alone in no list."""
+    """The leaves of a nest, as models have them: one alone in no list."""
     flat = tree.flatten(nest)
     return flat[0] if len(flat) == 1 else flat
 
@@ -417,7 +419,7 @@ LAYERS = [
         {"fft_length": 32, "sequence_stride": 16, "num_mel_bins": 8},
     ),
     Case("STFTSpectrogram", (64, 1), {"frame_length": 32}),
-    Case("Normalization", VECTOR, {"mean": 1.0, "variance": 4.0}),
+    Case("Normalization", VECTOR, {"mean": [1.0] * 5, "variance": [4.0] * 5}),
     Case("Rescaling", IMAGE, {"scale": 1 / 255}),
     Case("CenterCrop", IMAGE, {"height": 5, "width": 6}),
     Case("Resizing", IMAGE, {"height": 5, "width": 6}),

@@ -14,6 +14,7 @@ from cases import CASES
 from cases import each
 from cases import each_case
 from cases import leaves
+from cases import one_or_all
 from cases import with_leaves
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
@@ -92,7 +93,7 @@ def test_compiled_equals_eager(case, rng):
     model = case.model_of(case.wrapped(), (args, kwargs))
 
     expected = case.wrapped()(*args, training=False, **kwargs)
-    actual = model.predict_on_batch(leaves((args, kwargs)))
+    actual = model.predict_on_batch(one_or_all(leaves((args, kwargs))))
     actual = [ops.convert_to_tensor(y) for y in tree.flatten(actual)]
     assert_close(actual, tree.flatten(expected))
 

@@ -7,6 +7,7 @@ from keras import layers
 from cases import ALL_CASES
 from cases import EXCLUDED
 from cases import each_case
+from limits import no_worse_than_plain
 
 
 def exported(name):
@@ -35,6 +36,7 @@ def test_no_name_is_given_twice():
 
 
 @each_case
+@no_worse_than_plain
 def test_a_case_makes_the_class_of_its_name(case):
     layer = case.make()
 

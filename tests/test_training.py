@@ -11,6 +11,7 @@ from cases import CASES
 from cases import each
 from cases import each_case
 from cases import leaves
+from cases import one_or_all
 from cases import with_leaves
 from limits import no_worse_than_plain
 from reference import as_numpy
@@ -73,14 +74,14 @@ def test_each_step_has_the_distribution_of_one_call(case, rng):
 @no_worse_than_plain
 def test_a_compiled_step_of_fit_equals_an_eager_one(case, rng):
     arguments = case.arrays(rng)
-    x = leaves(arguments)
+    x = one_or_all(leaves(arguments))
 
     def fit(**options):
         model = case.model_of(case.wrapped(), arguments)
         outputs = model(x, training=False)
         targets = tree.map_structure(lambda y: np.zeros(y.shape), outputs)
         model.compile(keras.optimizers.SGD(0.1), "mse", **options)
-        history = model.fit(x, targets, batch_size=len(x[0]), verbose=0)
+        history = model.fit(x, targets, batch_size=case.lead[0], verbose=0)
         return [np.array(history.history["loss"]), *model.get_weights()]
 
     compiled = fit(jit_compile="auto")
