@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-import shutil
+import sys
 
 import nox
 
@@ -118,16 +118,10 @@ def nightly(session, backend):
 def mutation(session):
     """Count the faults in keras_td that the tests notice, on PyTorch."""
     use(session, "torch")
-    copy = pathlib.Path(session.create_tmp(), "copy")
-    shutil.rmtree(copy, ignore_errors=True)
-    for name in "keras_td", "tests":
-        shutil.copytree(name, copy / name)
-    for name in "pyproject.toml", "README.md", "LICENSE":
-        shutil.copy(name, copy)
-    session.chdir(copy)
-    session.install("-e", ".", *groups("torch", "test", "mutation"))
-    script = ("python", "tests/mutation.py")
-    session.run(*script, str(REPORTS / "mutation.json"), *session.posargs)
+    session.env["OMP_NUM_THREADS"] = "1"
+    install(session, "torch", "mutation")
+    report = str(REPORTS / "mutation.json")
+    session.run("python", "tests/mutation.py", report, *session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -136,7 +130,7 @@ def table(session):
     reports = [f"{name}.json" for name in [*BACKENDS, *INFERENCE]]
     reports += [f"{name}-slow.json" for name in BACKENDS] + ["mutation.json"]
     found = [str(p) for p in map(REPORTS.joinpath, reports) if p.exists()]
-    session.run("python3", "tests/table.py", *found, external=True)
+    session.run(sys.executable, "tests/table.py", *found, external=True)
 
 
 @nox.session
