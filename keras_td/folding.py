@@ -162,7 +162,7 @@ def spread(x, like, rank):
 
 def repeat_row(x, like):
     """Repeats the one row of `x` for each row of `like`."""
-    if not _is(x.shape[0], 1) or _is(like.shape[0], 1):
+    if not _is(x.shape[0], 1):
         return x
     return _broadcast_to(x, (sizes(like)[0], *sizes(x)[1:]))
 
