@@ -190,6 +190,7 @@ LAYERS = [
         SEQUENCE,
         {"equation": "abc,cd->abd", "output_shape": (5, 6)},
     ),
+    Case("TernaryDense", VECTOR, {"units": 4}),
     Case("Embedding", VECTOR, {"input_dim": 9, "output_dim": 4}, values="ids"),
     Case(
         "Embedding, of (batch, time)",
@@ -441,6 +442,7 @@ LAYERS = [
         {"max_number": 3, "bounding_box_format": "xyxy"},
         differentiable=False,
     ),
+    image("Mosaic", samples_meet="in training"),
     image("MixUp", samples_meet="in training"),
     Case(
         "Pipeline",

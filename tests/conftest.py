@@ -12,6 +12,7 @@ from keras import layers
 
 from cases import ALL_CASES
 from cases import EXCLUDED
+from cases import has
 
 # The same examples wherever the tests run, however slowly they do.
 settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -84,8 +85,10 @@ class Report:
             "excluded": EXCLUDED,
             "not_here": {
                 case.name: f"Keras has it for {' and '.join(case.only)} alone"
+                if case.only
+                else f"Keras {keras.__version__} does not have it"
                 for case in ALL_CASES
-                if case.only and backend not in case.only
+                if not has(case)
             },
             "versions": {
                 "Python": platform.python_version(),
