@@ -20,6 +20,7 @@ BACKENDS = ["tensorflow", "jax", "torch"]
 # Keras runs models on these two, and trains none.
 INFERENCE = ["numpy", "openvino"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+PIP = ("python", "-m", "pip", "--quiet")
 REPORTS = pathlib.Path("build", "table").resolve()
 WHEEL = f"keras_td-{PYPROJECT['project']['version']}-py3-none-any.whl"
 
@@ -108,8 +109,7 @@ def nightly(session, backend):
     """Run the tests on the Keras of last night."""
     install(session, backend)
     # Both packages have the same files.
-    pip = ("python", "-m", "pip", "--quiet")
-    session.run(*pip, "uninstall", "-y", "keras", "keras-nightly")
+    session.run(*PIP, "uninstall", "-y", "keras", "keras-nightly")
     session.install("--no-deps", "--force-reinstall", "--pre", "keras-nightly")
     run_tests(session, backend, f"{backend}-nightly")
 
@@ -139,12 +139,11 @@ def integration(session, backend):
     """Try the built wheel in a clean environment, as a user has it."""
     use(session, backend)
     tmp = session.create_tmp()
-    pip = ("python", "-m", "pip", "--quiet")
-    session.run(*pip, "wheel", "--no-deps", "-w", tmp, ".", silent=True)
+    session.run(*PIP, "wheel", "--no-deps", "-w", tmp, ".", silent=True)
     wheel = f"{tmp}/{WHEEL}"
     session.install(wheel, *groups(backend, "test"))
     # A reused environment holds the wheel of an earlier run.
-    session.run(*pip, "install", "--no-deps", "--force-reinstall", wheel)
+    session.run(*PIP, "install", "--no-deps", "--force-reinstall", wheel)
     session.chdir("integration_tests")
     session.run("pytest", *session.posargs)
 

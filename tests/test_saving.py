@@ -29,6 +29,12 @@ no_build_warning = pytest.mark.filterwarnings(
 )
 
 
+def model_and_arrays(case, rng):
+    arguments = case.arrays(rng)
+    model = case.model_of(case.wrapped(), arguments)
+    return model, one_or_all(leaves(arguments))
+
+
 def predictions(model, arrays):
     return tree.flatten(model(arrays, training=False))
 
@@ -37,9 +43,7 @@ def predictions(model, arrays):
 @each_case
 @no_worse_than_plain
 def test_a_saved_model_loads(case, rng, tmp_path):
-    arguments = case.arrays(rng)
-    model = case.model_of(case.wrapped(), arguments)
-    arrays = one_or_all(leaves(arguments))
+    model, arrays = model_and_arrays(case, rng)
 
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(
@@ -116,9 +120,7 @@ def test_weights_go_both_ways_with_stock(case, to_stock, rng, tmp_path):
 @each_case
 @no_worse_than_plain
 def test_a_pickled_model_loads(case, rng):
-    arguments = case.arrays(rng)
-    model = case.model_of(case.wrapped(), arguments)
-    arrays = one_or_all(leaves(arguments))
+    model, arrays = model_and_arrays(case, rng)
 
     with keras.saving.custom_object_scope(CUSTOM):
         loaded = pickle.loads(pickle.dumps(model))
@@ -177,9 +179,7 @@ def test_the_layer_is_registered_under_its_own_name():
 @each_case
 @no_worse_than_plain
 def test_a_clone_with_the_weights_is_the_same_model(case, rng):
-    arguments = case.arrays(rng)
-    model = case.model_of(case.wrapped(), arguments)
-    arrays = one_or_all(leaves(arguments))
+    model, arrays = model_and_arrays(case, rng)
 
     with keras.saving.custom_object_scope(CUSTOM):
         clone = keras.models.clone_model(model)
