@@ -56,7 +56,7 @@ def install(session, *names):
     session.install("-e", ".", *groups(*names, "test"))
 
 
-def run_tests(session, backend, name, *args):
+def run_tests(session, backend, *args):
     use(session, backend)
     # Tests are many and small: cores do more for them apart than together.
     session.env.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1")
@@ -66,7 +66,7 @@ def run_tests(session, backend, name, *args):
         JAX_COMPILATION_CACHE_DIR=f"{session.create_tmp()}/jax",
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
-    report = f"--report={REPORTS / name}.json"
+    report = f"--report={REPORTS / session.name}.json"
     workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
     session.run("pytest", *workers, report, *args, *session.posargs)
 
@@ -76,7 +76,7 @@ def run_tests(session, backend, name, *args):
 def tests(session, backend):
     """Run the tests on one backend; arguments go to pytest."""
     install(session, backend)
-    run_tests(session, backend, backend)
+    run_tests(session, backend)
 
 
 @nox.session
@@ -84,7 +84,7 @@ def tests(session, backend):
 def inference(session, backend):
     """Run those tests that a backend without training can pass."""
     install(session, backend)
-    run_tests(session, backend, backend)
+    run_tests(session, backend)
 
 
 @nox.session
@@ -92,7 +92,7 @@ def inference(session, backend):
 def slow(session, backend):
     """Run the checks of models that take seconds to make."""
     install(session, backend)
-    run_tests(session, backend, f"{backend}-slow", "-m", "slow")
+    run_tests(session, backend, "-m", "slow")
 
 
 @nox.session
@@ -100,7 +100,15 @@ def slow(session, backend):
 def minimums(session, backend):
     """Run the tests on the oldest Keras, with backends of its time."""
     install(session, f"minimum-{backend}")
-    run_tests(session, backend, f"{backend}-minimum")
+    run_tests(session, backend)
+
+
+@nox.session(python="3.13")
+@each_backend
+def newest(session, backend):
+    """Run the tests on the newest Python that all three backends have."""
+    install(session, backend)
+    run_tests(session, backend)
 
 
 @nox.session
@@ -109,9 +117,9 @@ def nightly(session, backend):
     """Run the tests on the Keras of last night."""
     install(session, backend)
     # Both packages have the same files.
-    session.run(*PIP, "uninstall", "-y", "keras", "keras-nightly")
+    session.run_install(*PIP, "uninstall", "-y", "keras", "keras-nightly")
     session.install("--no-deps", "--force-reinstall", "--pre", "keras-nightly")
-    run_tests(session, backend, f"{backend}-nightly")
+    run_tests(session, backend)
 
 
 @nox.session
@@ -127,10 +135,7 @@ def mutation(session):
 @nox.session(venv_backend="none")
 def table(session):
     """Print which layers work on which backends, from the last runs."""
-    reports = [f"{name}.json" for name in [*BACKENDS, *INFERENCE]]
-    reports += [f"{name}-slow.json" for name in BACKENDS] + ["mutation.json"]
-    found = [str(p) for p in map(REPORTS.joinpath, reports) if p.exists()]
-    session.run(sys.executable, "tests/table.py", *found, external=True)
+    session.run(sys.executable, "tests/table.py", str(REPORTS), external=True)
 
 
 @nox.session

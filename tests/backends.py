@@ -17,6 +17,7 @@ from keras import layers
 from keras import ops
 
 INFERENCE_ONLY = ("numpy", "openvino")
+KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
 
 
 @dataclasses.dataclass
@@ -89,7 +90,7 @@ LIMITS = {
     ),
     "float64": Limit(
         "Keras multiplies matrices of float64 in float32 on it",
-        INFERENCE_ONLY,
+        INFERENCE_ONLY if KERAS < (3, 16) else (*INFERENCE_ONLY, "torch"),
         multiply_in_float64,
         AssertionError,
     ),

@@ -533,6 +533,7 @@ COMPOSITES = [
         "custom without compute_output_shape", VECTOR, make_own=custom.NoShape
     ),
     Case("custom without either", VECTOR, make_own=custom.Neither),
+    Case("custom without compute_mask", SEQUENCE, make_own=custom.NoMask),
     Case(
         "custom without get_config",
         VECTOR,

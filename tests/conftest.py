@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 from keras import layers
 
+from backends import KERAS
 from cases import ALL_CASES
 from cases import EXCLUDED
 from cases import has
@@ -17,6 +18,14 @@ from cases import has
 # The same examples wherever the tests run, however slowly they do.
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.load_profile("fixed")
+
+WARNINGS_OF_KERAS_3_16 = [
+    # Each RNN says so, as it passes no mask on any more.
+    r"Layer '.*' \(of type (LSTM|ConvLSTM2D|Bidirectional)\) was passed an "
+    "input with a mask",
+    # `quantize` does not count the layer that a wrapper holds.
+    r"`model.quantize\(\)`.* 1 layer\(s\) were skipped",
+]
 
 
 def pytest_addoption(parser):
@@ -35,6 +44,9 @@ def pytest_configure(config):
         # Keras infers shapes by calling layers on uninitialized memory.
         warning = "ignore:.* encountered in:RuntimeWarning"
         config.addinivalue_line("filterwarnings", warning)
+    if KERAS >= (3, 16):
+        for warning in WARNINGS_OF_KERAS_3_16:
+            config.addinivalue_line("filterwarnings", f"ignore:{warning}")
     path = config.getoption("report")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Report(path))

@@ -61,6 +61,10 @@ class Neither(keras.Layer):
         return self.dense(inputs)
 
 
+class NoMask(Full):
+    compute_mask = keras.Layer.compute_mask
+
+
 class NoConfig(Full):
     def __init__(self, factor, **kwargs):
         super().__init__(**kwargs)
@@ -112,6 +116,7 @@ CUSTOM = {
         NoBuild,
         NoShape,
         Neither,
+        NoMask,
         NoConfig,
         OwnSpec,
         ArgMax,

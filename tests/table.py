@@ -1,8 +1,9 @@
 """Prints which layers work on which backends, as the tests found it.
 
-    python tests/table.py REPORT...
+    python tests/table.py FOLDER
 
-Each report is a file that `pytest --report` wrote, or `mutation.json`.
+The folder has the reports: files that `pytest --report` wrote, named after
+their sessions, as `tests(jax).json`, and `mutation.json`.
 """
 
 import collections
@@ -10,6 +11,9 @@ import json
 import pathlib
 import sys
 
+# The sessions whose reports make the table, and those that are only counted.
+COLUMNS = "tests", "inference", "slow"
+COUNTED = "newest", "minimums", "nightly"
 NOT_RUN = "not run"
 # This begins the reason of each check that fails for the bare layer too.
 ALIKE = "The bare layer fails alike. "
@@ -79,20 +83,20 @@ def print_table(reports):
 
 
 def print_counts(reports, mutation):
-    checks = {check for r in reports for _, check, *_ in r["outcomes"]}
-    properties = {name for r in reports for name in r["properties"]}
-    first = reports[0]
+    first = next(iter(reports.values()))
+    checks = {c for r in reports.values() for _, c, *_ in r["outcomes"]}
+    properties = {name for r in reports.values() for name in r["properties"]}
     print(f"\nKeras's layers: {first['classes']} and {len(first['excluded'])}")
     print(f"  excluded; {len(first['cases'])} cases with the composite ones")
     print(f"Checks of each case: {len(checks)}")
     print(f"Properties (hypothesis): {len(properties)}")
-    for report in reports:
+    for session, report in reports.items():
         outcomes = collections.Counter(o for _, _, o, _ in report["outcomes"])
         versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
         print(
-            f"{versions}: {report['tests']} tests; of the checks of cases "
-            f"{outcomes['passed']} passed, {outcomes['limit']} are in the "
-            f"notes, {outcomes['failed']} failed"
+            f"{session}, {versions}: {report['tests']} tests; of the checks "
+            f"of cases {outcomes['passed']} passed, {outcomes['limit']} are "
+            f"limits, {outcomes['failed']} failed"
         )
     if mutation:
         killed, total = mutation["killed"], mutation["mutants"]
@@ -102,13 +106,20 @@ def print_counts(reports, mutation):
 
 
 def main():
-    found = [json.loads(pathlib.Path(p).read_text()) for p in sys.argv[1:]]
-    reports = [report for report in found if "backend" in report]
-    mutation = [report for report in found if "mutants" in report]
-    if not reports:
+    folder = pathlib.Path(sys.argv[1])
+    reports = {
+        path.stem: json.loads(path.read_text())
+        for session in [*COLUMNS, *COUNTED]
+        for path in sorted(folder.glob(f"{session}(*).json"))
+    }
+    columns = [r for name, r in reports.items() if name.startswith(COLUMNS)]
+    if not columns:
         sys.exit("There is no report yet: run nox first.")
-    rows = print_table(reports)
-    print_counts(reports, mutation[0] if mutation else None)
+    mutation = folder / "mutation.json"
+    rows = print_table(columns)
+    print_counts(
+        reports, mutation.exists() and json.loads(mutation.read_text())
+    )
     sys.exit(any("FAILED" in row for row in rows))
 
 

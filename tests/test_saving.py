@@ -102,7 +102,7 @@ class Holder(keras.Model):
 def test_weights_go_both_ways_with_stock(case, to_stock, rng, tmp_path):
     wrappers = [keras.layers.TimeDistributed(case.make()), case.wrapped()]
     # Stock cannot be called on each case, so the layer inside is built alone.
-    args, kwargs = case.plain.arrays(rng)
+    args, kwargs = case.plain.symbols(*case.plain.lead)
     for wrapper in wrappers:
         getattr(wrapper, "layer", wrapper)(*args, **kwargs)
         wrapper.built = True

@@ -7,6 +7,7 @@ from keras import ops
 from keras import tree
 
 from backends import needs
+from cases import BY_NAME
 from cases import CASES
 from cases import each
 from cases import each_case
@@ -67,6 +68,17 @@ def test_each_step_has_the_distribution_of_one_call(case, rng):
     assert kolmogorov_smirnov(projected(drawn), projected(expected)) > 1e-6
 
 
+def fit(case, arguments, **options):
+    """The losses and the weights after one step of `fit`."""
+    x = one_or_all(leaves(arguments))
+    model = case.model_of(case.wrapped(), arguments)
+    outputs = model(x, training=False)
+    targets = tree.map_structure(lambda y: np.zeros(y.shape), outputs)
+    model.compile(keras.optimizers.SGD(0.1), "mse", **options)
+    history = model.fit(x, targets, batch_size=case.lead[0], verbose=0)
+    return [np.array(history.history["loss"]), *model.get_weights()]
+
+
 # PyTorch's trainer says so of a layer without any.
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable")
 @needs("training")
@@ -74,17 +86,23 @@ def test_each_step_has_the_distribution_of_one_call(case, rng):
 @no_worse_than_plain
 def test_a_compiled_step_of_fit_equals_an_eager_one(case, rng):
     arguments = case.arrays(rng)
-    x = one_or_all(leaves(arguments))
 
-    def fit(**options):
-        model = case.model_of(case.wrapped(), arguments)
-        outputs = model(x, training=False)
-        targets = tree.map_structure(lambda y: np.zeros(y.shape), outputs)
-        model.compile(keras.optimizers.SGD(0.1), "mse", **options)
-        history = model.fit(x, targets, batch_size=case.lead[0], verbose=0)
-        return [np.array(history.history["loss"]), *model.get_weights()]
+    compiled = fit(case, arguments, jit_compile="auto")
 
-    compiled = fit(jit_compile="auto")
-
-    assert_close(compiled, fit(run_eagerly=True))
+    assert_close(compiled, fit(case, arguments, run_eagerly=True))
     assert np.isfinite(compiled[0]).all()
+
+
+# PyTorch's compiler warns of PyTorch's own code.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+@needs("training")
+@each([BY_NAME[name] for name in ("Dense", "LSTM", "Sequential CNN")])
+@no_worse_than_plain
+def test_fit_may_be_compiled_wherever_keras_does_so_on_request(case, rng):
+    # PyTorch's compiler takes a minute for what the others compile anyway.
+    arguments = case.arrays(rng)
+
+    compiled = fit(case, arguments, jit_compile=True)
+
+    assert_close(compiled, fit(case, arguments, run_eagerly=True))
