@@ -103,7 +103,8 @@ class TimeDistributed(keras.layers.Wrapper):
         arguments, _, _, _ = _fold(self._symbolic(input_shape), (), {})
         if type(self.layer).build is not keras.Layer.build:
             if _takes_one(self.layer.build) and not self.layer.built:
-                self.layer.build(_shapes(arguments["inputs"]))
+                shapes = [_shapes(arguments["inputs"])]
+                self.layer.build(*shapes[: len(_parameters(self.layer.build))])
         elif _takes_one(self.layer.call):
             # As in Keras, a layer that cannot be traced waits for its call.
             with contextlib.suppress(Exception):

@@ -67,6 +67,11 @@ class Case:
         )
 
     @property
+    def has_time(self):
+        """Whether the layer is wrapped, and not the bare one."""
+        return len(self.lead) == 2
+
+    @property
     def class_name(self):
         return self.name.split(",")[0]
 
@@ -462,7 +467,8 @@ LAYERS = [
     image("RandomElasticTransform"),
     image("RandomErasing", {"scale": 0.5}),
     image("RandomFlip"),
-    image("RandomGaussianBlur", {"sigma": 1.0}),
+    # It blurs a whole batch alike.
+    image("RandomGaussianBlur", {"sigma": 1.0}, samples_meet="in training"),
     image("RandomGrayscale"),
     image("RandomHue", {"factor": 0.5}),
     image("RandomInvert", {"factor": 0.5}),
@@ -529,6 +535,11 @@ COMPOSITES = [
     ),
     Case("custom with each method", SEQUENCE, make_own=custom.Full),
     Case("custom without build", VECTOR, make_own=custom.NoBuild),
+    Case(
+        "custom with a build of nothing",
+        VECTOR,
+        make_own=custom.BuildOfNothing,
+    ),
     Case(
         "custom without compute_output_shape", VECTOR, make_own=custom.NoShape
     ),

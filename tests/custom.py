@@ -44,6 +44,14 @@ class NoBuild(keras.Layer):
         return (*input_shape[:-1], 4)
 
 
+class BuildOfNothing(keras.Layer):
+    def build(self):
+        self.scale = self.add_weight(shape=())
+
+    def call(self, inputs):
+        return inputs * self.scale
+
+
 class NoShape(keras.Layer):
     def build(self, input_shape):
         self.kernel = self.add_weight(shape=(input_shape[-1], 4))
@@ -114,6 +122,7 @@ CUSTOM = {
     for cls in (
         Full,
         NoBuild,
+        BuildOfNothing,
         NoShape,
         Neither,
         NoMask,

@@ -5,28 +5,27 @@ import numpy as np
 import pytest
 from keras import layers
 
+from cases import BY_NAME
+from cases import each
 from keras_td import TimeDistributed
+from limits import no_worse_than_plain
 
-LAYERS = {
-    "Dense": (lambda: layers.Dense(4), (5,)),
-    "Conv2D": (lambda: layers.Conv2D(4, 3), (8, 8, 3)),
-    "Embedding": (lambda: layers.Embedding(9, 4), (5,)),
-    "Flatten": (layers.Flatten, (5, 2)),
-    "TimeDistributed": (lambda: TimeDistributed(layers.Dense(4)), (5, 2)),
-}
+SOME = ["Dense", "Conv2D", "Embedding", "Flatten", "TimeDistributed in itself"]
 
 
-@pytest.mark.parametrize(("batch", "time"), [(0, 3), (2, 0), (0, 0)])
-@pytest.mark.parametrize("name", LAYERS)
-def test_nothing_in_nothing_out(name, batch, time):
-    make, shape = LAYERS[name]
-    td = TimeDistributed(make())
-    expected = td.compute_output_shape((batch, time, *shape))
+@pytest.mark.parametrize("lead", [(0, 3), (2, 0), (0, 0)])
+@each([BY_NAME[name] for name in SOME])
+@no_worse_than_plain
+def test_nothing_in_nothing_out(case, lead, rng):
+    lead = lead if case.has_time else (0,)
+    ([x], _) = case.arrays(rng, *lead)
+    layer = case.wrapped()
+    expected = layer.compute_output_shape(x.shape)
 
-    outputs = td(np.zeros((batch, time, *shape), "float32"))
+    outputs = layer(x)
 
     assert tuple(outputs.shape) == expected
-    assert expected[:2] == (batch, time)
+    assert expected[: len(lead)] == lead
 
 
 def test_an_inner_axis_of_0():

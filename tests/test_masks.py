@@ -51,7 +51,7 @@ def masked(case, args, make):
 
     On those of a plain layer, they are masks of positions.
     """
-    rank = 2 if case.wrap is TimeDistributed else -1
+    rank = 2 if case.has_time else -1
     inputs = tree.map_structure(
         lambda x: MaskSetter(make(x.shape[:rank]))(x), args[0]
     )

@@ -65,7 +65,7 @@ def test_a_config_makes_the_same_layer(case):
 
     assert again.get_config() == kept
     assert type(again) is type(layer)
-    if case.wrap is TimeDistributed:
+    if case.has_time:
         assert config == kept
         assert type(again.layer) is type(layer.layer)
 
@@ -77,7 +77,7 @@ def test_a_stock_config_loads(case):
     config = stock.get_config()
     kept = copy.deepcopy(config)
     # Here the plain layer is the one in stock Keras's wrapper.
-    cls = TimeDistributed if case.wrap is TimeDistributed else type(stock)
+    cls = TimeDistributed if case.has_time else type(stock)
 
     with keras.saving.custom_object_scope(CUSTOM):
         td = cls.from_config(config)

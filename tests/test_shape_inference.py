@@ -49,7 +49,7 @@ def specs(tensors, lead=(), drop=None):
 
 def leads_of(case):
     """What may be known of batch and time."""
-    if len(case.lead) == 1:
+    if not case.has_time:
         return [(None,), case.lead]
     return LEADS[-1:] if case.static_batch else LEADS
 
@@ -166,7 +166,14 @@ def test_sizes_may_be_integers_of_numpy():
 
 
 @pytest.mark.parametrize(
-    "name", ["Dense", "LSTM", "Sequential CNN", "custom without either"]
+    "name",
+    [
+        "Dense",
+        "LSTM",
+        "Sequential CNN",
+        "custom without either",
+        "custom with a build of nothing",
+    ],
 )
 def test_build_creates_the_weights(name):
     case = BY_NAME[name]

@@ -282,8 +282,9 @@ def test_fit_decreases_the_loss(run_eagerly, rng):
             TimeDistributed(layers.Dense(2)),
         ]
     )
-    model.compile("adam", "mse", run_eagerly=run_eagerly)
+    adam = keras.optimizers.Adam(0.02)
+    model.compile(adam, "mse", run_eagerly=run_eagerly)
 
     losses = model.fit(x, y, epochs=5, verbose=0).history["loss"]
 
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] / 2

@@ -58,7 +58,8 @@ def test_each_step_has_the_distribution_of_one_call(case, rng):
         values = np.concatenate(values, axis=1)
         return values @ np.random.default_rng(0).normal(size=values.shape[1])
 
-    steps = [np.broadcast_to(x, (1, DRAWS, *x.shape[1:])) for x in flat]
+    lead = (1, DRAWS) if case.has_time else (DRAWS,)
+    steps = [np.broadcast_to(x, (*lead, *x.shape[1:])) for x in flat]
     td_args, td_kwargs = with_leaves((args, kwargs), steps)
     drawn = case.wrapped()(*td_args, training=True, **td_kwargs)
     layer = case.make()
