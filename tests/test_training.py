@@ -80,8 +80,25 @@ def fit(case, arguments, **options):
     return [np.array(history.history["loss"]), *model.get_weights()]
 
 
+@pytest.fixture
+def precise(case, request):
+    """Takes deep models to float64.
+
+    Batch statistics of a few samples, layer upon layer, make much of the
+    rounding errors in which compiled code differs from eager code.
+    """
+    if not case.slow:
+        yield
+        return
+    request.getfixturevalue("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
 # PyTorch's trainer says so of a layer without any.
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable")
+@pytest.mark.usefixtures("precise")
 @needs("training")
 @each_case
 @no_worse_than_plain
