@@ -436,6 +436,22 @@ def test_several_outputs_have_their_masks():
     assert mask_of(sequence).shape in {(2, 2), (2, 2, 3)}
 
 
+def test_the_causal_mask_of_attention_scores_leaves_for_each_sample():
+    attention = layers.MultiHeadAttention(2, 4)
+    x = np.ones((2, 3, 5, 4), "float32")
+    options = {"use_causal_mask": True, "return_attention_scores": True}
+
+    _, scores = TimeDistributed(attention)(x, x, **options)
+
+    # Keras has one mask for all samples and heads, older Keras has none.
+    bare = mask_of(attention(x[:, 0], x[:, 0], **options)[1])
+    if bare is None:
+        assert mask_of(scores) is None
+    else:
+        assert_equal(bare, np.tri(5, dtype=bool)[None, None])
+        assert_equal(mask_of(scores), np.broadcast_to(bare, (2, 3, 1, 5, 5)))
+
+
 @pytest.mark.filterwarnings("ignore:.*does not support masking")
 def test_no_mask_leaves_when_masking_is_not_supported():
     td = TimeDistributed(layers.Dense(4))
