@@ -66,9 +66,11 @@ def run_tests(session, backend, *args):
         JAX_COMPILATION_CACHE_DIR=f"{session.create_tmp()}/jax",
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
-    report = f"--report={REPORTS / session.name}.json"
+    # The table is of whole runs.
+    report = [f"--report={REPORTS / session.name}.json"]
     workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
-    session.run("pytest", *workers, report, *args, *session.posargs)
+    args += tuple(session.posargs or report)
+    session.run("pytest", *workers, *args)
 
 
 @nox.session
@@ -134,8 +136,11 @@ def mutation(session):
 
 @nox.session(venv_backend="none")
 def table(session):
-    """Print which layers work on which backends, from the last runs."""
-    session.run(sys.executable, "tests/table.py", str(REPORTS), external=True)
+    """Print which layers work on which backends, from the last whole runs."""
+    needed = [f"tests({backend})" for backend in BACKENDS]
+    needed += [f"inference({backend})" for backend in INFERENCE]
+    script = (sys.executable, "tests/table.py", str(REPORTS))
+    session.run(*script, *needed, external=True)
 
 
 @nox.session

@@ -22,7 +22,6 @@ def model_step(fn):
     there must be a way from them back to the inputs of the model.
     """
 
-    @functools.wraps(fn)
     def call(*tensors):
         if any(map(keras.backend.is_keras_tensor, tensors)):
             return ModelStep(fn.__name__)(*tensors)
@@ -155,9 +154,11 @@ def expand(x, rank):
     return _reshape(x, (*sizes(x), *(1,) * (rank - len(x.shape))))
 
 
-def spread(x, like, rank):
+def spread(x, like, rank, channels_axis=-1):
     """Repeats `x` along the axes of `like` that it lacks, up to `rank`."""
-    return _broadcast_to(expand(x, rank), sizes(like)[:rank])
+    shape = list(sizes(like))
+    del shape[channels_axis]
+    return _broadcast_to(expand(x, rank), shape[:rank])
 
 
 def repeat_row(x, like):

@@ -21,6 +21,11 @@ _BROADCASTING = (
     keras.layers.ConvLSTM2D,
     keras.layers.ConvLSTM3D,
 )
+# They hold a `Softmax` once they are built.
+_ATTENTION = (
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+)
 
 
 def get_masks(tensors):
@@ -69,15 +74,25 @@ def fit(masks, tensors, layer):
 
     A recurrent layer masks whole steps of its own. Any other layer may mask
     single positions, so it gets one value for every position but the last axis,
-    as `BatchNormalization` demands.
+    as `BatchNormalization` demands. A layer that holds one that would misread
+    the mask gets it as it is, and none of whole samples, which changes nothing
+    at a valid one.
     """
+    if not any_mask(masks):
+        return masks
     layer = getattr(layer, "forward_layer", layer)  # of a `Bidirectional`
     recurrent = isinstance(layer, keras.layers.RNN)
+    inner = layer._flatten_layers(include_self=False)
+    misread = isinstance(layer, _ATTENTION) or any(
+        isinstance(x, (*_BROADCASTING, *_ATTENTION)) for x in inner
+    )
 
     def fit_one(mask, x):
+        if misread:
+            return mask if len(mask.shape) > 1 else None
         rank = 2 if recurrent else len(x.shape) - 1
         if len(mask.shape) < rank:
-            mask = folding.spread(mask, x, rank)
+            mask = folding.spread(mask, x, rank, _channels_axis(layer))
         if recurrent:
             mask = _reduce(mask, 2)
         if isinstance(layer, _BROADCASTING):
@@ -85,6 +100,11 @@ def fit(masks, tensors, layer):
         return mask
 
     return folding.map_tensors(fit_one, masks, tensors)
+
+
+def _channels_axis(layer):
+    data_format = getattr(layer, "data_format", None)
+    return 1 if data_format == "channels_first" else -1
 
 
 def outgoing(outputs, fitted, originals):

@@ -1,3 +1,4 @@
+import datetime
 import importlib
 import json
 import os
@@ -67,17 +68,20 @@ class Report:
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        self.outcomes, self.properties, self.tests = [], [], 0
+        self.outcomes, self.properties = [], set()
+        self.tests, self.failed = 0, []
 
     def pytest_runtest_logreport(self, report):
         if report.when != "call" and report.passed:
             return
         self.tests += 1
+        if report.failed:
+            self.failed.append(report.nodeid)
         known = dict(report.user_properties)
         check = report.nodeid.split("::")[-1].split("[")[0]
         check = check.removeprefix("test_").replace("_", " ")
         if "property" in known:
-            self.properties.append(check)
+            self.properties.add(check)
         if "case" in known:
             reason = getattr(report, "wasxfail", "")
             if report.skipped and not reason:
@@ -94,7 +98,7 @@ class Report:
             "classes": len(known - {None}),
             "excluded": EXCLUDED,
             "not_here": {
-                case.name: f"Keras has it for {' and '.join(case.only)} alone"
+                case.name: f"Keras needs {' and '.join(case.only)} for it"
                 if case.only
                 else f"Keras {keras.__version__} does not have it"
                 for case in ALL_CASES
@@ -105,8 +109,10 @@ class Report:
                 "Keras": keras.__version__,
                 backend: importlib.import_module(backend).__version__,
             },
+            "date": f"{datetime.date.today()}",
             "tests": self.tests,
-            "properties": self.properties,
+            "failed": self.failed,
+            "properties": sorted(self.properties),
             "outcomes": self.outcomes,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)

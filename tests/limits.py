@@ -38,7 +38,9 @@ SYMBOLIC = (
 )
 EMPTY = ("nothing_in_nothing_out",)
 COMPILED = ("compiled_equals_eager",)
-FIT = ("a_compiled_step_of_fit_equals_an_eager_one",)
+EAGER_FIT = ("a_compiled_step_of_fit_equals_an_eager_one",)
+BARE_FIT = ("a_step_of_fit_equals_one_of_the_bare_layer",)
+FIT = EAGER_FIT + BARE_FIT
 MIXED = ("mixed_precision_is_that_of_the_plain_layer",)
 CONFIG = (
     "a_config_makes_the_same_layer",
@@ -69,8 +71,8 @@ NOT_IN_OPENVINO = (
 LIMITS = [
     Limit("AveragePooling3D", MIXED, "PyTorch has no bfloat16 for it.", ("torch",)),
     Limit("Conv2D", EMPTY, "TensorFlow's oneDNN gives an empty batch another shape.", ("tensorflow",), everywhere=False),
+    Limit("Equalization", BARE_FIT, "Bare, it cannot be in a functional model, where it is part of a cycle."),
     Limit("GRU, stateful", FIT, "It changes the states that the gradients need.", ("torch",)),
-    Limit("GroupQueryAttention", MASKS, "It warns that its own layers destroy the mask."),
     Limit("JaxLayer", (), "Keras asks for TensorFlow beside JAX to call it.", ("jax",)),
     Limit("MaxNumBoundingBoxes", COMPILED + FIT, "It pads by a size that JAX does not know.", ("jax",)),
     Limit("MultiHeadAttention, by name", MASKS[1:], "The causal mask rides on its eager scores alone."),
@@ -79,6 +81,10 @@ LIMITS = [
     Limit("RandomCrop", SYMBOLIC + FIT, "In inference it leaves most images whole."),
     Limit("RandomElasticTransform", FIT, "It draws with a size that JAX does not know.", ("jax",)),
     Limit("RandomShear", CONFIG + LOADING, "Its config is not what its constructor takes."),
+    *(
+        Limit(name, EAGER_FIT, "Its compiled step differs from an eager one in the fourth digit.", ("jax",))
+        for name in ("MobileNetV2", "EfficientNetV2B0", "ResNet50V2")
+    ),
     Limit("STFTSpectrogram", MIXED, "It has no bfloat16."),
     Limit("StringLookup", FIT, "`fit` takes no arrays of strings."),
     Limit("TextVectorization", FIT, "`fit` takes no arrays of strings."),
@@ -110,7 +116,9 @@ def no_worse_than_plain(test):
         try:
             test(case=case, **kwargs)
         except Exception as error:
-            if LISTED and not limits:
+            # Wrong results are alike only where a row says why.
+            wrong = isinstance(error, AssertionError)
+            if not limits and (LISTED or wrong):
                 raise
             with pytest.raises(type(error)):
                 test(case=case.plain, **again)

@@ -45,7 +45,9 @@ def faults(path):
             continue
         occurrence = 0
         while mutated := mutate_code(code, get_operator(name)(), occurrence):
-            yield name, mutated
+            # That `zip` looks at lengths guards against what cannot happen.
+            if mutated.count("strict=True") == code.count("strict=True"):
+                yield name, mutated
             occurrence += 1
 
 

@@ -1,9 +1,10 @@
 """Prints which layers work on which backends, as the tests found it.
 
-    python tests/table.py FOLDER
+    python tests/table.py FOLDER [SESSION...]
 
 The folder has the reports: files that `pytest --report` wrote, named after
-their sessions, as `tests(jax).json`, and `mutation.json`.
+their sessions, as `tests(jax).json`, and `mutation.json`. It is an error where
+one of the named sessions has none.
 """
 
 import collections
@@ -15,6 +16,8 @@ import sys
 COLUMNS = "tests", "inference", "slow"
 COUNTED = "newest", "minimums", "nightly"
 NOT_RUN = "not run"
+# The check that is of each case, and without which none of the others counts.
+CALLED = "equals one call on the steps as samples"
 # This begins the reason of each check that fails for the bare layer too.
 ALIKE = "The bare layer fails alike. "
 
@@ -54,7 +57,10 @@ def cell(outcomes, notes):
         notes.number(f"{reason} ({', '.join(sorted(checks[reason]))})")
         for reason in checks
     }
-    word = "ok" if any(o == "passed" for _, o, _ in outcomes) else "excluded"
+    called = (CALLED, "passed") in [
+        outcome[:2] for outcome in map(tuple, outcomes)
+    ]
+    word = "ok" if called else "excluded"
     return " ".join([word, *(f"[{n}]" for n in sorted(limits))])
 
 
@@ -79,7 +85,6 @@ def print_table(reports):
     print("Keras cannot do on that backend, without this layer either:\n")
     for note, number in notes.numbers.items():
         print(f"[{number}] {note}")
-    return rows
 
 
 def print_counts(reports, mutation):
@@ -90,14 +95,17 @@ def print_counts(reports, mutation):
     print(f"  excluded; {len(first['cases'])} cases with the composite ones")
     print(f"Checks of each case: {len(checks)}")
     print(f"Properties (hypothesis): {len(properties)}")
+    print("A case that is not run takes long: `nox -s slow` runs it.")
     for session, report in reports.items():
         outcomes = collections.Counter(o for _, _, o, _ in report["outcomes"])
         versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
         print(
-            f"{session}, {versions}: {report['tests']} tests; of the checks "
-            f"of cases {outcomes['passed']} passed, {outcomes['limit']} are "
-            f"limits, {outcomes['failed']} failed"
+            f"{session} on {report['date']}, {versions}: {report['tests']} "
+            f"tests, {len(report['failed'])} failed; of the checks of cases "
+            f"{outcomes['passed']} passed, {outcomes['limit']} are limits"
         )
+        for test in report["failed"]:
+            print(f"  FAILED {test}")
     if mutation:
         killed, total = mutation["killed"], mutation["mutants"]
         print(f"Mutants: {killed} of {total} killed, {killed / total:.1%}")
@@ -116,11 +124,15 @@ def main():
     if not columns:
         sys.exit("There is no report yet: run nox first.")
     mutation = folder / "mutation.json"
-    rows = print_table(columns)
+    print_table(columns)
     print_counts(
         reports, mutation.exists() and json.loads(mutation.read_text())
     )
-    sys.exit(any("FAILED" in row for row in rows))
+    missing = [name for name in sys.argv[2:] if name not in reports]
+    if missing:
+        print(f"Not run, so not in the table: {', '.join(missing)}")
+    failed = any(report["failed"] for report in reports.values())
+    sys.exit(bool(missing) or failed)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,13 @@ def test_equals_one_call_on_the_steps_as_samples(case, training, rng):
 @each([c for c in CASES if c.differentiable and c.samples_meet != "always"])
 @no_worse_than_plain
 def test_has_the_gradients_of_a_loop(case, rng):
+    training = not (case.random or case.samples_meet)
     layer = case.make()
     td = case.wrap(layer)
     arrays = case.arrays(rng)
     weights = tree.map_structure(
         lambda y: ops.convert_to_tensor(rng.normal(size=y.shape), "float32"),
-        td(*arrays[0], **arrays[1], training=False),
+        td(*arrays[0], **arrays[1], training=training),
     )
     is_float = case.values in ("normal", "image")
     inputs = [keras.Variable(x) for x in leaves(arrays)] if is_float else []
@@ -69,7 +70,7 @@ def test_has_the_gradients_of_a_loop(case, rng):
         def loss():
             tensors = [ops.convert_to_tensor(v) for v in inputs]
             args, kwargs = with_leaves(arrays, tensors or leaves(arrays))
-            outputs = fn(*args, training=False, **kwargs)
+            outputs = fn(*args, training=training, **kwargs)
             products = tree.map_structure(
                 lambda y, w: ops.sum(y * w), outputs, weights
             )

@@ -10,7 +10,6 @@ from keras import tree
 from backends import LIMITS
 from backends import needs
 from cases import CASES
-from cases import TIME
 from cases import each
 from cases import each_case
 from cases import leaves
@@ -20,6 +19,7 @@ from limits import no_worse_than_plain
 from reference import MaskSetter
 from reference import as_numpy
 from reference import assert_close
+from reference import loop
 from reference import mask_of
 from reference import normal
 from reference import with_mask
@@ -49,7 +49,7 @@ def assert_equal(actual, expected):
 def masked(case, args, make):
     """Lets masks of `(batch, time)` ride on inputs.
 
-    On those of a plain layer, they are masks of positions.
+    On those of a bare layer, they are masks of positions.
     """
     rank = 2 if case.has_time else -1
     inputs = tree.map_structure(
@@ -62,8 +62,13 @@ def masked(case, args, make):
 @no_worse_than_plain
 def test_a_masked_tail_changes_nothing_before_it(case, rng):
     args, kwargs = case.arrays(rng)
-    valid = TIME - 1
-    head = [x[:, :valid] for x in leaves((args, kwargs))]
+    axis = len(case.lead) - 1
+    valid = case.lead[axis] - 1
+
+    def cut(x):
+        return x[:, :valid] if case.has_time else x[:valid]
+
+    head = map(cut, leaves((args, kwargs)))
     head_args, head_kwargs = with_leaves((args, kwargs), head)
     td = case.wrapped()
 
@@ -71,12 +76,11 @@ def test_a_masked_tail_changes_nothing_before_it(case, rng):
     args = masked(
         case,
         tree.map_structure(ops.convert_to_tensor, args),
-        lambda shape: ops.convert_to_tensor(np.indices(shape)[1] < valid),
+        lambda shape: ops.convert_to_tensor(np.indices(shape)[axis] < valid),
     )
     actual = td(*args, training=False, **kwargs)
 
-    actual = tree.map_structure(lambda y: y[:, :valid], actual)
-    assert_close(actual, expected)
+    assert_close(tree.map_structure(cut, actual), expected)
 
 
 @each_case
@@ -304,6 +308,68 @@ def test_a_convolutional_rnn_takes_a_mask_of_steps(wrap, rng):
     )
 
 
+def softmax_of_tags(classes):
+    return keras.Sequential([layers.Dense(classes), layers.Softmax()])
+
+
+class OwnSoftmax(keras.Layer):
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+        self.model = softmax_of_tags(4)
+
+    def call(self, inputs, mask=None):
+        return self.model(inputs, mask=mask)
+
+
+MISREAD = {
+    "as many classes as steps": (lambda: softmax_of_tags(4), (5,)),
+    "more classes than steps": (lambda: softmax_of_tags(6), (5,)),
+    "inner steps": (lambda: softmax_of_tags(4), (6, 5)),
+    "a custom layer": (OwnSoftmax, (5,)),
+    "attention over images": (
+        lambda: layers.MultiHeadAttention(2, 4, attention_axes=(1, 2)),
+        (4, 4, 6),
+    ),
+    "a ConvLSTM": (
+        lambda: keras.Sequential([layers.ConvLSTM2D(2, 3)]),
+        (3, 6, 6, 1),
+    ),
+    "channels first": (
+        lambda: layers.GlobalAveragePooling1D(data_format="channels_first"),
+        (5, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_a_mask_of_steps_changes_no_valid_step(name, rng):
+    make, shape = MISREAD[name]
+    layer, x = make(), normal(rng, 2, 2, *shape)
+    args = (x, x) if "attention" in name else (x,)
+
+    outputs = TimeDistributed(layer)(*args, mask=SENTENCES)
+
+    assert_equal(mask_of(outputs), SENTENCES)
+    expected = as_numpy(loop(layer, *args))
+    np.testing.assert_allclose(
+        as_numpy(outputs)[SENTENCES], expected[SENTENCES], atol=1e-6
+    )
+
+
+def test_a_model_with_a_recurrent_layer_gets_a_mask_of_its_steps(rng):
+    x = normal(rng, 2, 2, 3, 6, 6, 2)
+    layer = keras.Sequential([layers.ConvLSTM2D(2, 3)])
+    filled = np.where(WORDS[..., None, None, None], x, 9)
+    # By hand, JAX needs the inner axes.
+    on_jax = keras.backend.backend() == "jax"
+    mask = WORDS[..., None, None, None] if on_jax else WORDS
+
+    outputs = TimeDistributed(layer)(filled, mask=mask)
+
+    assert_close(outputs, TimeDistributed(layer)(x, mask=mask))
+
+
 def test_batch_normalization_leaves_padded_steps_out(rng):
     x = normal(rng, 2, 2, 4, 4, 3)
     padded = np.where(SENTENCES[..., None, None, None], x, 9)
@@ -502,7 +568,7 @@ def test_compute_mask_is_what_leaves():
 
 
 @pytest.mark.parametrize("name", ["Dense", "Embedding"])
-def test_compute_mask_serves_a_functional_model(name):
+def test_compute_mask_serves_a_functional_model(name, tmp_path):
     ids = keras.Input((None, None), dtype="int32")
     embedding = layers.Embedding(9, 4, mask_zero=True)
     x, mask = TimeDistributed(embedding)(ids), ids != 0
@@ -514,6 +580,9 @@ def test_compute_mask_serves_a_functional_model(name):
     model = keras.Model(ids, mask)
 
     assert_equal(model(IDS), WORDS)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_equal(loaded(IDS), WORDS)
 
 
 class Doubled(TimeDistributed):

@@ -43,7 +43,7 @@ def kolmogorov_smirnov(a, b):
     return 2 * np.exp(-len(a) * distance**2)
 
 
-DRAWS = 64
+DRAWS = 128
 
 
 @needs("training")
@@ -76,7 +76,9 @@ def fit(case, arguments, **options):
     outputs = model(x, training=False)
     targets = tree.map_structure(lambda y: np.zeros(y.shape), outputs)
     model.compile(keras.optimizers.SGD(0.1), "mse", **options)
-    history = model.fit(x, targets, batch_size=case.lead[0], verbose=0)
+    history = model.fit(
+        x, targets, batch_size=case.lead[0], shuffle=False, verbose=0
+    )
     return [np.array(history.history["loss"]), *model.get_weights()]
 
 
@@ -109,6 +111,20 @@ def test_a_compiled_step_of_fit_equals_an_eager_one(case, rng):
 
     assert_close(compiled, fit(case, arguments, run_eagerly=True))
     assert np.isfinite(compiled[0]).all()
+
+
+# PyTorch's trainer says so of a layer without any.
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable")
+@pytest.mark.usefixtures("precise")
+@needs("training")
+@each_case
+@no_worse_than_plain
+def test_a_step_of_fit_equals_one_of_the_bare_layer(case, rng):
+    arguments = case.arrays(rng)
+    # It has the steps as samples, and the same seeds.
+    bare = fit(case.plain, case.folded(*arguments), jit_compile="auto")
+
+    assert_close(fit(case, arguments, jit_compile="auto"), bare)
 
 
 # PyTorch's compiler warns of PyTorch's own code.
