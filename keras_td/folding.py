@@ -113,8 +113,10 @@ def common_time(tensors):
                 f"`TimeDistributed` expects tensors of the same {axis} (a time "
                 f"of 1 serves every step). Received shapes: {received}."
             )
-    known = [time for time in times if _is_known(time)]
-    return known[0] if known else functools.reduce(_other_than_one, times)
+    for time in times:
+        if _is_known(time):
+            return time
+    return functools.reduce(_other_than_one, times)
 
 
 def align(x, time):

@@ -21,7 +21,7 @@ class Limit:
     checks: tuple[str, ...]
     reason: str
     backends: tuple[str, ...] = ()
-    # Whether it holds on every machine.
+    # Whether it holds on every machine and in every release.
     everywhere: bool = True
 
     def covers(self, case, check):
@@ -69,6 +69,7 @@ NOT_IN_OPENVINO = (
 # fmt: off
 # ruff: disable[E501]
 LIMITS = [
+    Limit("Attention, with scores", MASKS[1:], "Older Keras gives no scores in a symbolic call.", everywhere=False),
     Limit("AveragePooling3D", MIXED, "PyTorch has no bfloat16 for it.", ("torch",)),
     Limit("Conv2D", EMPTY, "TensorFlow's oneDNN gives an empty batch another shape.", ("tensorflow",), everywhere=False),
     Limit("Equalization", BARE_FIT, "Bare, it cannot be in a functional model, where it is part of a cycle."),
