@@ -14,7 +14,7 @@ from keras import tree
 
 from keras_td import folding
 
-# They line a mask up with the last axes: of a ConvLSTM's state, on JAX alone.
+# They line a mask up with the last axes; a ConvLSTM not on each backend.
 _BROADCASTING = (
     keras.layers.Softmax,
     keras.layers.ConvLSTM1D,

@@ -361,9 +361,9 @@ def test_a_model_with_a_recurrent_layer_gets_a_mask_of_its_steps(rng):
     x = normal(rng, 2, 2, 3, 6, 6, 2)
     layer = keras.Sequential([layers.ConvLSTM2D(2, 3)])
     filled = np.where(WORDS[..., None, None, None], x, 9)
-    # By hand, JAX needs the inner axes.
-    on_jax = keras.backend.backend() == "jax"
-    mask = WORDS[..., None, None, None] if on_jax else WORDS
+    # By hand, other backends need the inner axes.
+    as_it_is = keras.backend.backend() in ("tensorflow", "torch")
+    mask = WORDS if as_it_is else WORDS[..., None, None, None]
 
     outputs = TimeDistributed(layer)(filled, mask=mask)
 
