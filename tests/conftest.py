@@ -1,4 +1,5 @@
 import datetime
+import functools
 import importlib
 import json
 import os
@@ -45,12 +46,23 @@ def pytest_configure(config):
         # Keras infers shapes by calling layers on uninitialized memory.
         warning = "ignore:.* encountered in:RuntimeWarning"
         config.addinivalue_line("filterwarnings", warning)
+    if loaded == "openvino":
+        predict_in_float32()
     if KERAS >= (3, 16):
         for warning in WARNINGS_OF_KERAS_3_16:
             config.addinivalue_line("filterwarnings", f"ignore:{warning}")
     path = config.getoption("report")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Report(path))
+
+
+def predict_in_float32():
+    """Keeps Keras's OpenVINO models from bfloat16, where a processor has it."""
+    import openvino
+
+    openvino.compile_model = functools.partial(
+        openvino.compile_model, config={"INFERENCE_PRECISION_HINT": "f32"}
+    )
 
 
 def pytest_collection_modifyitems(items):
