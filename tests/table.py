@@ -93,7 +93,7 @@ def print_counts(reports, mutation):
     properties = {name for r in reports.values() for name in r["properties"]}
     print(f"\nKeras's layers: {first['classes']} and {len(first['excluded'])}")
     print(f"  excluded; {len(first['cases'])} cases with the composite ones")
-    print(f"Checks of each case: {len(checks)}")
+    print(f"Checks of cases: {len(checks)}")
     print(f"Properties (hypothesis): {len(properties)}")
     print("A case that is not run takes long: `nox -s slow` runs it.")
     for session, report in reports.items():
