@@ -50,7 +50,7 @@ EXPLAINED = {
 # They ask which variables.
 NOT_USED = ("VariableReplacer", "VariableInserter")
 # What is quick comes first: one test that fails is enough.
-QUICK = ["folding", "arguments", "errors", "empty", "masks", "properties"]
+QUICK = ["folding", "arguments", "errors", "empty", "masks"]
 RUNS = [[f"tests/test_{name}.py" for name in QUICK], ["tests"]]
 
 
