@@ -72,6 +72,7 @@ LIMITS = [
     Limit("Attention, with scores", MASKS[1:], "Older Keras gives no scores in a symbolic call.", everywhere=False),
     Limit("AveragePooling3D", MIXED, "PyTorch has no bfloat16 for it.", ("torch",)),
     Limit("Conv2D", EMPTY, "TensorFlow's oneDNN gives an empty batch another shape.", ("tensorflow",), everywhere=False),
+    Limit("Discretization", COMPILED + EAGER_FIT, "Older TensorFlow compiles it to other bins.", ("tensorflow",), everywhere=False),
     Limit("Equalization", BARE_FIT, "Bare, it cannot be in a functional model, where it is part of a cycle."),
     Limit("GRU, stateful", FIT, "It changes the states that the gradients need.", ("torch",)),
     Limit("JaxLayer", (), "Keras asks for TensorFlow beside JAX to call it.", ("jax",)),
