@@ -73,6 +73,7 @@ LIMITS = [
     Limit("AveragePooling3D", MIXED, "PyTorch has no bfloat16 for it.", ("torch",)),
     Limit("Conv2D", EMPTY, "TensorFlow's oneDNN gives an empty batch another shape.", ("tensorflow",), everywhere=False),
     Limit("Discretization", COMPILED + EAGER_FIT, "Older TensorFlow compiles it to other bins.", ("tensorflow",), everywhere=False),
+    Limit("Discretization", SYMBOLIC, "Older Keras infers another dtype.", ("jax",), everywhere=False),
     Limit("Equalization", BARE_FIT, "Bare, it cannot be in a functional model, where it is part of a cycle."),
     Limit("GRU, stateful", FIT, "It changes the states that the gradients need.", ("torch",)),
     Limit("JaxLayer", (), "Keras asks for TensorFlow beside JAX to call it.", ("jax",)),
