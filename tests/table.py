@@ -57,9 +57,7 @@ def cell(outcomes, notes):
         notes.number(f"{reason} ({', '.join(sorted(checks[reason]))})")
         for reason in checks
     }
-    called = (CALLED, "passed") in [
-        outcome[:2] for outcome in map(tuple, outcomes)
-    ]
+    called = any(found[:2] == [CALLED, "passed"] for found in outcomes)
     word = "ok" if called else "excluded"
     return " ".join([word, *(f"[{n}]" for n in sorted(limits))])
 
