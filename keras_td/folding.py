@@ -156,7 +156,7 @@ def expand(x, rank):
     return _reshape(x, (*sizes(x), *(1,) * (rank - len(x.shape))))
 
 
-def spread(x, like, rank, channels_axis=-1):
+def spread(x, like, rank, channels_axis):
     """Repeats `x` along the axes of `like` that it lacks, up to `rank`."""
     shape = list(sizes(like))
     del shape[channels_axis]
