@@ -258,7 +258,7 @@ def _in_structure_of(tensors, mask):
 
 def _check(mask, x):
     found, expected = tuple(mask.shape), tuple(x.shape)
-    if len(found) < 2 or any(map(folding.differ, found[:2], expected[:2])):
+    if len(found) < 2 or any(map(folding.differ, found, expected[:2])):
         raise ValueError(
             "The `mask` passed to the `TimeDistributed` layer has a shape "
             f"{found} that is incompatible with the input shape {expected}. "
