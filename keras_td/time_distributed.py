@@ -242,12 +242,9 @@ def _args_and_kwargs(arguments):
 
 
 def _unfold_masks(masks, unfold, step_mask):
-    def unfold_one(mask):
-        return step_mask if mask is None else unfold(mask)
-
-    if masks is None or folding.is_tensor(masks):
-        return unfold_one(masks)
-    return tree.map_structure(unfold_one, masks)
+    return tree.map_structure(
+        lambda mask: step_mask if mask is None else unfold(mask), masks
+    )
 
 
 def _named_tensors(arguments):
@@ -264,15 +261,16 @@ def _named_tensors(arguments):
 
 
 def _is_tensor_argument(name, value):
-    leaves = [x for x in tree.flatten(value) if x is not None]
-    tensors = [x for x in leaves if folding.is_tensor(x)]
-    if tensors and len(tensors) < len(leaves):
+    are_tensors = [
+        folding.is_tensor(x) for x in tree.flatten(value) if x is not None
+    ]
+    if any(are_tensors) and not all(are_tensors):
         raise ValueError(
             f"The argument `{name}` of the `TimeDistributed` layer mixes "
             "tensors and other values. Pass them as separate arguments. "
             f"Received: {value}"
         )
-    return bool(tensors)
+    return any(are_tensors)
 
 
 def _parameters(fn):
@@ -299,4 +297,4 @@ def _unquantized(policy):
     # weights to quantize, and Keras would ask it for a quantized call.
     if policy.quantization_mode is None:
         return policy
-    return policy.name.split("_from_")[-1]
+    return policy.name.split("_from_")[1]

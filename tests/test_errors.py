@@ -63,7 +63,7 @@ MISTAKES = {
         [ones(2, 3, 4)],
         {"mask": masks(2, 4)},
         r"The `mask` passed to the `TimeDistributed` layer has a shape "
-        r"\(2, 4\).*\(2, 3, 4\)",
+        r"\(2, 4\).*\(2, 3, 4\).*: \(2, 3, \.\.\.\)",
     ),
     "a mask of another batch": (
         [ones(2, 3, 4)],

@@ -263,6 +263,21 @@ def test_the_mask_of_a_further_argument_reaches_the_layer(rng):
     assert_close(td(query, with_mask(longer, mask)), bare)
 
 
+class MaskOfValue(keras.Layer):
+    """Tells whether there is a mask of `value`, which Keras hands over."""
+
+    def call(self, inputs, value, value_mask=None):
+        return ops.cast(inputs, bool) if value_mask is None else value_mask
+
+
+def test_a_mask_that_is_given_is_that_of_the_inputs_alone():
+    query, value = np.ones((2, 2)), with_mask(np.ones((2, 2)), SENTENCES)
+    td = TimeDistributed(MaskOfValue())
+
+    assert_equal(td(query, value=value, mask=~SENTENCES), SENTENCES)
+    assert_equal(td(query, value=query, mask=SENTENCES), query)
+
+
 def test_a_mask_counts_next_to_an_initial_state(rng):
     lstm = layers.LSTM(4)
     x, state = normal(rng, 2, 2, 3, 4), [normal(rng, 2, 2, 4) for _ in "hc"]
@@ -285,6 +300,33 @@ def test_a_mask_of_lower_rank_serves_inner_steps(rank, rng):
 
     for t in range(2):
         assert_close(actual[:, t], lstm(x[:, t], mask=ops.array(inner[:, t])))
+
+
+def test_a_mask_of_higher_rank_is_one_of_inner_steps(rng):
+    x, lstm = normal(rng, 2, 2, 3, 4), layers.LSTM(4)
+    mask = WORDS[..., None] & (rng.random(x.shape) < 0.5)
+    td = TimeDistributed(lstm)
+
+    assert_close(td(x, mask=mask), td(x, mask=mask.any(axis=-1)))
+
+
+def test_a_softmax_takes_a_mask_of_lower_rank(rng):
+    x, softmax = normal(rng, 2, 2, 3, 4), layers.Softmax(axis=1)
+
+    actual = TimeDistributed(softmax)(x, mask=WORDS)
+
+    for t in range(2):
+        mask = np.repeat(WORDS[:, t, :, None], 4, axis=-1)
+        expected = softmax(x[:, t], mask=ops.array(mask))
+        assert_close(actual[:, t], expected)
+
+
+def test_the_inner_axes_of_a_mask_are_the_layers_own():
+    recorder = Recorder()
+
+    TimeDistributed(recorder)(np.ones((2, 2, 3, 4)), mask=IDS[..., :1] > 0)
+
+    assert recorder.masks[0].shape == (4, 1)
 
 
 @pytest.mark.parametrize(
@@ -637,3 +679,21 @@ def test_users_are_not_told_that_masks_are_destroyed():
     outputs = TimeDistributed(cnn)(frames, mask=SENTENCES)
 
     assert_equal(mask_of(outputs), SENTENCES)
+
+
+class Loses(keras.Layer):
+    """Holds a layer that loses the mask that another one makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = layers.Embedding(9, 4, mask_zero=True)
+        self.unmasked = layers.Flatten()
+        self.unmasked.supports_masking = False
+
+    def call(self, inputs):
+        return self.unmasked(self.embedding(inputs))
+
+
+def test_users_are_told_of_masks_that_are_lost_inside():
+    with pytest.warns(UserWarning, match="flatten.* input with a mask"):
+        TimeDistributed(Loses())(IDS)

@@ -1,6 +1,7 @@
 """Models are saved and loaded, weights go both ways with stock Keras."""
 
 import copy
+import json
 import pickle
 
 import keras
@@ -273,6 +274,27 @@ def test_a_masked_model_saves_its_masks(rng, tmp_path):
 
     padded = np.pad(ids, ((0, 0), (0, 2), (0, 3)))
     assert_close(loaded(padded), model(ids))
+
+
+def test_saved_classes_have_names_that_outlive_their_modules():
+    ids = keras.Input((None, None), dtype="int32")
+    embedding = TimeDistributed(layers.Embedding(9, 4, mask_zero=True))
+    mask = TimeDistributed(layers.Dense(4)).compute_mask(ids, ids != 0)
+    sentences = TimeDistributed(layers.LSTM(5))(embedding(ids), mask=mask)
+    model = keras.Model(ids, layers.LSTM(3)(sentences))
+    found = {}
+
+    def collect(entry):
+        if str(entry.get("module")).startswith("keras_td"):
+            found[entry["class_name"]] = entry["registered_name"]
+        return entry
+
+    json.loads(model.to_json(), object_hook=collect)
+
+    assert found == {
+        name: f"keras_td>{name}"
+        for name in ("TimeDistributed", "MaskOf", "ModelStep")
+    }
 
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")

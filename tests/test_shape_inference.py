@@ -202,6 +202,25 @@ def test_a_layer_is_built_from_all_of_its_inputs(name):
     assert shapes == [w.shape for w in by_hand.weights]
 
 
+def test_what_needs_two_inputs_is_not_built_from_one():
+    case = BY_NAME["custom two inputs"]
+    td = TimeDistributed(case.make())
+
+    td.build((None, None, *case.inputs))
+
+    assert not td.layer.built
+
+
+def test_after_a_failed_call_it_can_still_be_built():
+    td = TimeDistributed(layers.Dense(4))
+    with pytest.raises(ValueError, match="at least two axes"):
+        td(np.ones(3))
+
+    td.build((None, None, 3))
+
+    assert td.layer.built
+
+
 class Encoder(keras.Layer):
     def __init__(self):
         super().__init__()

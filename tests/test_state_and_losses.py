@@ -177,6 +177,18 @@ def test_training_reaches_every_layer_inside():
         assert Probe.seen is training
 
 
+def test_a_subclass_may_always_train():
+    class AlwaysTraining(TimeDistributed):
+        def call(self, inputs):
+            return super().call(inputs, training=True)
+
+    x = np.ones((2, 3, 40), "float32")
+
+    outputs = as_numpy(AlwaysTraining(layers.Dropout(0.5))(x))
+
+    assert (outputs == 0).any()
+
+
 def model_of_one_in_training():
     class OneInTraining(keras.Layer):
         def call(self, inputs, training=None):
