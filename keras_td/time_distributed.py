@@ -200,10 +200,9 @@ class TimeDistributed(keras.layers.Wrapper):
         return td
 
     def _symbolic(self, shape):
-        # NumPy's integers are no sizes to Keras.
-        shape = tree.map_structure(lambda d: d if d is None else int(d), shape)
         return tree.map_shape_structure(
-            lambda s: keras.KerasTensor(s, dtype=self.compute_dtype), shape
+            lambda s: keras.KerasTensor(s, dtype=self.compute_dtype),
+            tree.map_structure(_as_sizes, shape),
         )
 
 
@@ -290,6 +289,13 @@ def _takes_one(fn):
 
 def _shapes(tensors):
     return folding.map_tensors(lambda x: tuple(x.shape), tensors)
+
+
+def _as_sizes(x):
+    # Neither TensorFlow's shapes nor NumPy's integers are sizes to Keras.
+    if x is None:
+        return None
+    return tuple(x) if hasattr(x, "__len__") else int(x)
 
 
 def _unquantized(policy):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras import ops
 from keras import tree
 
 from backends import needs
@@ -154,6 +155,15 @@ def test_an_unbuilt_layer_may_be_asked_for_many_shapes():
     assert td.compute_output_shape((None, 10, 8)) == (None, 10, 4)
     assert td.compute_output_shape((2, None, 16)) == (2, None, 4)
     assert not td.built
+
+
+def test_a_shape_may_be_that_of_a_tensor():
+    shape = ops.ones((2, 3, 5)).shape
+    td = TimeDistributed(layers.Dense(4))
+
+    assert td.compute_output_shape(shape) == (2, 3, 4)
+    td.build(shape)
+    assert td.weights[0].shape == (5, 4)
 
 
 def test_sizes_may_be_integers_of_numpy():
