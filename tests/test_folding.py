@@ -84,6 +84,7 @@ def test_align_leaves_a_tensor_of_that_time_alone():
         ([(2, 1), (2, 0)], 0),
         ([(None, None), (2, 1)], None),
         ([(None, 3), (2, None)], 3),
+        ([(2, None), (None, 3)], 3),
         ([(None, 1), (None, None)], None),
         ([(None, None), (None, None)], None),
     ],
