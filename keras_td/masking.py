@@ -235,8 +235,10 @@ _write_mask = _MaskWriter()
 
 
 def _reduce(mask, rank):
-    inner = tuple(range(rank, len(mask.shape)))
-    return ops.any(mask, axis=inner) if inner else mask
+    # Of several axes at a time, older Keras loses count on PyTorch.
+    for _ in mask.shape[rank:]:
+        mask = ops.any(mask, axis=-1)
+    return mask
 
 
 def _in_structure_of(tensors, mask):

@@ -291,10 +291,9 @@ def test_saved_classes_have_names_that_outlive_their_modules():
 
     json.loads(model.to_json(), object_hook=collect)
 
-    assert found == {
-        name: f"keras_td>{name}"
-        for name in ("TimeDistributed", "MaskOf", "ModelStep")
-    }
+    # `MaskOf` is there too, but for Keras 3.16.
+    assert {"TimeDistributed", "ModelStep"} <= found.keys()
+    assert found == {name: f"keras_td>{name}" for name in found}
 
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
