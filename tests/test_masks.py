@@ -89,7 +89,7 @@ def test_symbolic_masks_have_the_shapes_of_eager_masks(case, rng):
     copies = LIMITS["masks as they came"]
     if copies.holds() and "Attention" in case.name:
         # So they leave in the rank that the layer sees, with the same values.
-        pytest.skip(copies.reason)
+        pytest.skip(reason=copies.reason)
 
     args, kwargs = case.arrays(rng)
     args = tree.map_structure(ops.convert_to_tensor, args)
