@@ -151,6 +151,40 @@ def unfold(x, like):
     return _reshape(x, (batch, time, *sizes(x)[1:]))
 
 
+def first_steps(x, steps):
+    """What a symbolic tensor is for a call on that many time steps."""
+    time = x.shape[1]
+    return with_time(x, steps if time is None else min(steps, time))
+
+
+def with_time(x, time):
+    return keras.KerasTensor((x.shape[0], time, *x.shape[2:]), x.dtype)
+
+
+def pad_time(x, like, steps):
+    """Puts copies of the first step of `like`, or zeros, before `x`."""
+    inner = [(0, 0)] * (len(x.shape) - 2)
+    first = ops.pad(like, [(0, 0), (0, 1), *inner])[:, :1]
+    # (batch, 1, ...) -> (batch, steps, ...)
+    padding = _broadcast_to(first, (sizes(x)[0], steps, *sizes(x)[2:]))
+    return ops.concatenate([padding, x], axis=1)
+
+
+def split_turns(x, turns, steps):
+    """Cuts the time of `x` into turns, which come first."""
+    batch, _, *inner = sizes(x)
+    # (batch, time, ...) -> (batch, turns, steps, ...)
+    x = ops.reshape(x, (batch, turns, steps, *inner))
+    # (batch, turns, steps, ...) -> (turns, batch, steps, ...)
+    return ops.moveaxis(x, 1, 0)
+
+
+def merge_turns(x):
+    batch, turns, steps, *inner = sizes(x)
+    # (batch, turns, steps, ...) -> (batch, time, ...)
+    return ops.reshape(x, (batch, turns * steps, *inner))
+
+
 def expand(x, rank):
     """Gives `x` trailing axes of size 1."""
     return _reshape(x, (*sizes(x), *(1,) * (rank - len(x.shape))))

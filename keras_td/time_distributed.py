@@ -4,12 +4,14 @@ import contextlib
 import copy
 import functools
 import inspect
+import numbers
 
 import keras
 from keras import tree
 
 from keras_td import folding
 from keras_td import masking
+from keras_td import stepping
 
 
 @keras.saving.register_keras_serializable(package="keras_td")
@@ -17,9 +19,10 @@ class TimeDistributed(keras.layers.Wrapper):
     """Applies a layer to every time step of its inputs.
 
     The time axis is folded into the batch axis, `(batch, time, ...)` to
-    `(batch * time, ...)`, the layer is called once, and its outputs are
-    unfolded. So the same weights serve every step, and neither the traced
-    graph nor its compile time grows with the number of steps.
+    `(batch * time, ...)`, the layer is called once (or on a few steps at a
+    time, on request), and its outputs are unfolded. So the same weights serve
+    every step, and neither the traced graph nor its compile time grows with the
+    number of steps.
 
     Example:
 
@@ -30,9 +33,35 @@ class TimeDistributed(keras.layers.Wrapper):
     >>> outputs.shape
     (32, 10, 126, 126, 64)
 
+    Train on long clips with the memory that 8 frames take.
+
+    >>> layer = keras_td.TimeDistributed(
+    ...     keras.layers.Conv2D(64, 3), steps_per_call=8, remat=True
+    ... )
+
+    Augment clips as a whole, and not each frame in another way.
+
+    >>> layer = keras_td.TimeDistributed(
+    ...     keras.layers.RandomFlip(), share_randomness=True
+    ... )
+
     Args:
         layer: The `keras.Layer` to apply: a layer, a `Sequential`, a functional
             or subclassed `Model`, or another `TimeDistributed`.
+        steps_per_call: How many time steps one call of the layer sees. `None`,
+            the default, is all of them. With `k`, the layer is called
+            `ceil(time / k)` times in order, and its state passes from each call
+            to the next: less memory is in use at a time. With 1, layers whose
+            samples meet, such as `BatchNormalization` in training, give the
+            numbers of `keras.layers.TimeDistributed`. The losses that the layer
+            adds are averaged over the steps.
+        remat: Whether the backward pass computes each call again instead of
+            keeping its activations, as `keras.remat` does. With
+            `steps_per_call`, training takes the memory of a single call.
+        share_randomness: Whether all time steps draw the same random numbers:
+            one augmentation per clip, one dropout mask per sequence. The
+            samples of a batch still differ. The layer is then called on one
+            step at a time, whatever `steps_per_call` is.
         **kwargs: The arguments of every layer. `dtype` defaults to the dtype
             policy of `layer`.
 
@@ -58,13 +87,22 @@ class TimeDistributed(keras.layers.Wrapper):
         anything in it is.
 
     Raises:
-        ValueError: if `layer` is not a layer; if a tensor has fewer than two
-            axes; if tensors differ in batch or time; if `mask` does not match
-            `inputs`; if the wrapped layer returns a tensor without a batch
-            axis.
+        ValueError: if `layer` is not a layer; if `steps_per_call` is neither
+            `None` nor a positive integer; if `remat` or `share_randomness` is
+            not a bool; if a tensor
+            has fewer than two axes; if tensors differ in batch or time; if
+            `mask` does not match `inputs`; if the wrapped layer returns a
+            tensor without a batch axis.
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(
+        self,
+        layer,
+        steps_per_call=None,
+        remat=False,
+        share_randomness=False,
+        **kwargs,
+    ):
         if not isinstance(layer, keras.Layer):
             raise ValueError(
                 "Please initialize `TimeDistributed` layer with a "
@@ -72,9 +110,13 @@ class TimeDistributed(keras.layers.Wrapper):
             )
         if kwargs.get("dtype") is None:
             kwargs["dtype"] = _unquantized(layer.dtype_policy)
+        _check_options(steps_per_call, remat, share_randomness)
         # The wrapped layer casts its inputs, in its own way.
         super().__init__(layer, **{"autocast": False, **kwargs})
         self.supports_masking = True
+        self.steps_per_call = steps_per_call and int(steps_per_call)
+        self.remat = remat
+        self.share_randomness = share_randomness
         self._layer_takes_mask = "mask" in _parameters(layer.call)
         self._in_call = False
 
@@ -100,7 +142,8 @@ class TimeDistributed(keras.layers.Wrapper):
         # that it is given.
         if self._in_call:
             return
-        arguments, _, _, _ = _fold(self._symbolic(input_shape), (), {})
+        arguments, masks, _ = _gather(self._symbolic(input_shape), (), {})
+        arguments, _, _ = _fold(*self._of_one_call(arguments, masks))
         if type(self.layer).build is not keras.Layer.build:
             if _takes_one(self.layer.build) and not self.layer.built:
                 shapes = [_shapes(arguments["inputs"])]
@@ -122,17 +165,64 @@ class TimeDistributed(keras.layers.Wrapper):
         options = dict(_static_kwargs or {})
         if training is not None:
             options["training"] = training
-        arguments, masks, step_mask, unfold = _fold(inputs, args, kwargs, mask)
-        outputs, output_masks = self._call_layer(arguments, masks, options)
-        outputs = folding.map_tensors(unfold, outputs)
+        arguments, masks, time = _gather(inputs, args, kwargs, mask)
+        call = functools.partial(self._call_layer, options)
+        outputs, output_masks = self._call_steps(call, arguments, masks, time)
         # Where a subclass has its own `compute_mask`, Keras asks that.
         inherited = type(self).compute_mask is TimeDistributed.compute_mask
         if self.supports_masking and inherited:
-            output_masks = _unfold_masks(output_masks, unfold, step_mask)
-            masking.set_masks(outputs, output_masks)
+            step_mask = _step_mask(masks, time)
+            masking.set_masks(outputs, _fill(output_masks, step_mask))
         return outputs
 
-    def _call_layer(self, arguments, masks, options):
+    def _call_steps(self, call, arguments, masks, time):
+        """Calls the layer as often as the options ask for."""
+        steps = self._steps_of_a_call()
+        if any(map(keras.backend.is_keras_tensor, tree.flatten(arguments))):
+            outputs = call(*self._of_one_call(arguments, masks))
+            if steps:
+                restore = functools.partial(folding.with_time, time=time)
+                outputs = _map_both(restore, outputs)
+            return outputs
+        if not (steps or self.remat):
+            return call(arguments, masks)
+        if not self.layer.built:
+            # What cannot be traced has to do without.
+            with contextlib.suppress(Exception):
+                call(*self._of_one_call(*map(_symbols, (arguments, masks))))
+
+        def call_on_list(nests):
+            of_arguments = dict(zip(arguments, nests, strict=False))
+            of_masks = dict(zip(masks, nests[len(arguments) :], strict=True))
+            return call(of_arguments, of_masks)
+
+        (outputs, output_masks), losses = stepping.call_in_order(
+            call_on_list,
+            self.layer,
+            [*arguments.values(), *masks.values()],
+            time,
+            steps,
+            self.remat,
+            self.share_randomness,
+        )
+        for loss in losses:
+            self.add_loss(loss)
+        return outputs, output_masks
+
+    def _steps_of_a_call(self):
+        return 1 if self.share_randomness else self.steps_per_call
+
+    def _of_one_call(self, arguments, masks):
+        """The symbolic arguments and masks that one call of the layer sees."""
+        steps = self._steps_of_a_call()
+        if not steps:
+            return arguments, masks
+        first = functools.partial(folding.first_steps, steps=steps)
+        return _map(first, arguments), _map(first, masks)
+
+    def _call_layer(self, options, arguments, masks):
+        """Calls the layer once, on a nest of tensors `(batch, time, ...)`."""
+        arguments, masks, unfold = _fold(arguments, masks)
         fitted = self._fit(masks, arguments)
         for name, nest in arguments.items():
             masking.set_masks(nest, fitted[name])
@@ -141,7 +231,8 @@ class TimeDistributed(keras.layers.Wrapper):
         args, kwargs = _args_and_kwargs(arguments)
         with masking.passed_on(fitted, self.layer):
             outputs = self.layer(*args, **kwargs, **options)
-        return outputs, masking.outgoing(outputs, fitted, masks)
+        output_masks = masking.outgoing(outputs, fitted, masks)
+        return _map_both(unfold, (outputs, output_masks))
 
     def _fit(self, masks, arguments):
         return {
@@ -149,11 +240,21 @@ class TimeDistributed(keras.layers.Wrapper):
             for name, nest in arguments.items()
         }
 
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "steps_per_call": self.steps_per_call,
+            "remat": self.remat,
+            "share_randomness": self.share_randomness,
+        }
+
     def compute_mask(self, inputs, mask=None):
         own = type(self.layer).compute_mask is not keras.Layer.compute_mask
         if not own and not masking.any_mask(mask):
             return None
-        arguments, masks, step_mask, unfold = _fold(inputs, (), {}, mask)
+        arguments, masks, time = _gather(inputs, (), {}, mask)
+        step_mask = _step_mask(masks, time)
+        arguments, masks, unfold = _fold(arguments, masks)
         output_masks = None
         if self.layer.supports_masking:
             fitted = self._fit(masks, arguments)
@@ -161,13 +262,14 @@ class TimeDistributed(keras.layers.Wrapper):
                 arguments["inputs"], fitted["inputs"]
             )
             output_masks = masking.restore(output_masks, fitted, masks)
-        return _unfold_masks(output_masks, unfold, step_mask)
+        return _fill(folding.map_tensors(unfold, output_masks), step_mask)
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
         inputs = self._symbolic(input_shape)
         args = tuple(map(self._symbolic, args))
         kwargs = {name: self._symbolic(kwargs[name]) for name in kwargs}
-        arguments, _, _, unfold = _fold(inputs, args, kwargs)
+        arguments, masks, _ = _gather(inputs, args, kwargs)
+        arguments, _, unfold = _fold(arguments, masks)
         args, kwargs = _args_and_kwargs(arguments)
         try:
             outputs = self._symbolic(
@@ -206,13 +308,12 @@ class TimeDistributed(keras.layers.Wrapper):
         )
 
 
-def _fold(inputs, args, kwargs, mask=None):
-    """Folds the arguments of a call and their masks.
+def _gather(inputs, args, kwargs, mask=None):
+    """Gathers the arguments of a call.
 
     Returns:
-        Tuple of a dict of the folded arguments; a dict of their folded masks;
-        the mask of the steps of `inputs`, `(batch, time)`; and the function
-        that unfolds a tensor.
+        Tuple of a dict of the arguments, a dict of their masks, and the number
+        of time steps.
     """
     arguments = {"inputs": inputs, **kwargs}
     if args:
@@ -222,17 +323,35 @@ def _fold(inputs, args, kwargs, mask=None):
         name: masking.incoming(nest, mask if name == "inputs" else None)
         for name, nest in arguments.items()
     }
-    align = functools.partial(folding.align, time=time)
-    step_mask = folding.map_tensors(align, masking.step_mask(masks["inputs"]))
+    return arguments, masks, time
 
+
+def _fold(arguments, masks):
+    """Folds arguments and their masks.
+
+    Returns:
+        Tuple of the folded arguments, the folded masks, and the function that
+        unfolds a tensor.
+    """
+    time = folding.common_time(_named_tensors(arguments))
+    align = functools.partial(folding.align, time=time)
     arguments, masks = _map(align, arguments), _map(align, masks)
     like = next(iter(_named_tensors(arguments).values()))
     arguments, masks = _map(folding.fold, arguments), _map(folding.fold, masks)
-    return arguments, masks, step_mask, lambda x: folding.unfold(x, like)
+    return arguments, masks, lambda x: folding.unfold(x, like)
+
+
+def _step_mask(masks, time):
+    mask = masking.step_mask(masks["inputs"])
+    return None if mask is None else folding.align(mask, time)
 
 
 def _map(fn, nests):
     return {n: folding.map_tensors(fn, nest) for n, nest in nests.items()}
+
+
+def _map_both(fn, nests):
+    return tuple(folding.map_tensors(fn, nest) for nest in nests)
 
 
 def _args_and_kwargs(arguments):
@@ -240,10 +359,9 @@ def _args_and_kwargs(arguments):
     return (kwargs.pop("inputs"), *kwargs.pop("*args", ())), kwargs
 
 
-def _unfold_masks(masks, unfold, step_mask):
-    return tree.map_structure(
-        lambda mask: step_mask if mask is None else unfold(mask), masks
-    )
+def _fill(masks, step_mask):
+    """Gives the mask of the steps to each output without a mask."""
+    return tree.map_structure(lambda m: step_mask if m is None else m, masks)
 
 
 def _named_tensors(arguments):
@@ -259,6 +377,15 @@ def _named_tensors(arguments):
     return named
 
 
+def _symbols(nests):
+    return folding.map_tensors(
+        lambda x: keras.KerasTensor(
+            x.shape, keras.backend.standardize_dtype(x.dtype)
+        ),
+        nests,
+    )
+
+
 def _is_tensor_argument(name, value):
     are_tensors = [
         folding.is_tensor(x) for x in tree.flatten(value) if x is not None
@@ -270,6 +397,23 @@ def _is_tensor_argument(name, value):
             f"Received: {value}"
         )
     return any(are_tensors)
+
+
+def _check_options(steps_per_call, remat, share_randomness):
+    whole = isinstance(steps_per_call, numbers.Integral)
+    if steps_per_call is not None and (
+        not whole or isinstance(steps_per_call, bool) or steps_per_call < 1
+    ):
+        raise ValueError(
+            "`steps_per_call` must be a positive integer, or None for one call "
+            f"on all time steps. Received: steps_per_call={steps_per_call!r}"
+        )
+    options = {"remat": remat, "share_randomness": share_randomness}
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ValueError(
+                f"`{name}` must be True or False. Received: {name}={value!r}"
+            )
 
 
 def _parameters(fn):

@@ -61,7 +61,7 @@ class Case:
         """The case of the bare layer, which gets the steps as samples."""
         return dataclasses.replace(
             self,
-            wrap=lambda layer: layer,
+            wrap=lambda layer, **options: layer,
             oracle=lambda layer, *args, **kwargs: layer(*args, **kwargs),
             lead=(BATCH * TIME,),
         )
@@ -88,8 +88,8 @@ class Case:
             return self.make_own()
         return getattr(layers, self.class_name)(**self.config)
 
-    def wrapped(self):
-        return self.wrap(self.make())
+    def wrapped(self, **options):
+        return self.wrap(self.make(), **options)
 
     def arguments(self, make):
         """Maps `make` over the shapes: `(args, kwargs)` of a call."""
@@ -123,12 +123,15 @@ class Case:
             lambda y: ops.reshape(y, (*self.lead, *y.shape[1:])), outputs
         )
 
-    def model_of(self, layer, arguments):
-        """A functional model of a call of `layer` and its flat outputs."""
+    def model_of(self, layer, arguments, *time):
+        """A functional model of a call of `layer` and its flat outputs.
+
+        Its time is that of the arguments, where no other is given.
+        """
         dtype = DTYPES[self.values]
         batch = self.lead[0] if self.static_batch else None
         inputs = [
-            keras.Input(x.shape[1:], batch_size=batch, dtype=dtype)
+            keras.Input((*time, *x.shape[1 + len(time) :]), batch, dtype)
             for x in leaves(arguments)
         ]
         args, kwargs = with_leaves(arguments, inputs)

@@ -40,7 +40,9 @@ EMPTY = ("nothing_in_nothing_out",)
 COMPILED = ("compiled_equals_eager",)
 EAGER_FIT = ("a_compiled_step_of_fit_equals_an_eager_one",)
 BARE_FIT = ("a_step_of_fit_equals_one_of_the_bare_layer",)
-FIT = EAGER_FIT + BARE_FIT
+SHARED = ("all_steps_draw_the_same",)
+SHARED_FIT = ("all_steps_draw_the_same_in_fit",)
+FIT = EAGER_FIT + BARE_FIT + SHARED_FIT
 MIXED = ("mixed_precision_is_that_of_the_plain_layer",)
 CONFIG = (
     "a_config_makes_the_same_layer",
@@ -81,8 +83,11 @@ LIMITS = [
     Limit("MultiHeadAttention, by name", MASKS[1:], "The causal mask rides on its eager scores alone."),
     Limit("MultiHeadAttention, by name", FIT, "No loss can take the causal mask that rides on the scores."),
     Limit("RNN, of stacked cells", SYMBOLIC, "Its states nest otherwise in a symbolic call."),
-    Limit("RandomCrop", SYMBOLIC + FIT, "In inference it leaves most images whole."),
-    Limit("RandomElasticTransform", FIT, "It draws with a size that JAX does not know.", ("jax",)),
+    Limit("RandomCrop", SYMBOLIC + EAGER_FIT + BARE_FIT, "In inference it leaves most images whole."),
+    Limit("RandomCrop", SHARED_FIT, "In inference it leaves most images whole.", ("jax", "torch")),
+    Limit("RandomElasticTransform", SHARED + SHARED_FIT, "It draws without its seed.", ("torch",)),
+    Limit("RandomElasticTransform", EAGER_FIT + BARE_FIT, "It draws with a size that JAX does not know.", ("jax",)),
+    Limit("RandomElasticTransform", SHARED_FIT, "It draws with a size that JAX, compiling, does not know.", ("jax",), everywhere=False),
     Limit("RandomShear", CONFIG + LOADING, "Its config is not what its constructor takes."),
     *(
         Limit(name, EAGER_FIT, "Its compiled step differs from an eager one in the fourth digit.", ("jax",))

@@ -1,0 +1,111 @@
+"""With `remat`, the backward pass computes each call again, and alike."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from backends import needs
+from keras_td import TimeDistributed
+from reference import as_numpy
+from reference import assert_close
+from reference import gradients
+from reference import normal
+
+pytestmark = needs("training")
+each_number_of_steps = pytest.mark.parametrize("steps", [None, 1, 2])
+
+
+class Calls(keras.Layer):
+    """Counts how often Python calls it."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return ops.sin(inputs)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_call_is_computed_again_in_the_backward_pass(remat):
+    if keras.backend.backend() == "jax":
+        pytest.skip(reason="JAX calls no Python in its backward pass")
+    layer, x = Calls(), keras.Variable(np.ones((2, 5, 3)))
+    td = TimeDistributed(layer, steps_per_call=1, remat=remat)
+    td.build(x.shape)
+    layer.calls = 0
+
+    gradients(lambda: ops.sum(td(x)), [x])
+
+    assert layer.calls == 10 if remat else 5
+
+
+@each_number_of_steps
+@pytest.mark.parametrize("seed", [None, 3])
+def test_the_same_numbers_are_drawn_again(steps, seed):
+    x = keras.Variable(np.ones((2, 5, 40), "float32"))
+    dropout = layers.Dropout(0.5, seed=seed)
+    td = TimeDistributed(dropout, steps_per_call=steps, remat=True)
+    td.build(x.shape)
+    drawn = keras.Variable(np.zeros((2, 5, 40), "float32"), trainable=False)
+
+    def loss():
+        outputs = td(x, training=True)
+        drawn.assign(ops.stop_gradient(outputs))
+        return ops.sum(outputs)
+
+    if keras.backend.backend() == "jax":
+        # Its gradients come from a function without side effects.
+        with keras.StatelessScope():
+            expected = as_numpy(td(x, training=True))
+        [gradient] = gradients(loss, [x])
+    else:
+        [gradient] = gradients(loss, [x])
+        expected = as_numpy(drawn)
+
+    assert set(np.unique(gradient)) == {0, 2}
+    np.testing.assert_array_equal(gradient, expected)
+
+
+@each_number_of_steps
+@pytest.mark.parametrize("run_eagerly", [True, False])
+def test_state_changes_once(steps, run_eagerly, rng):
+    x = normal(rng, 6, 5, 3) * 3 + 1
+
+    def fit(remat):
+        norm = layers.BatchNormalization(momentum=0.5)
+        td = TimeDistributed(norm, steps_per_call=steps, remat=remat)
+        model = keras.Sequential([keras.Input((5, 3)), td])
+        model.compile("sgd", "mse", run_eagerly=run_eagerly)
+        model.fit(x, x, batch_size=6, epochs=2, verbose=0)
+        return model.get_weights()
+
+    assert_close(fit(remat=True), fit(remat=False))
+
+
+@each_number_of_steps
+def test_seeds_advance_alike(steps):
+    x = np.ones((2, 5, 40), "float32")
+
+    def draw(remat):
+        dropout = layers.Dropout(0.5, seed=3)
+        td = TimeDistributed(dropout, steps_per_call=steps, remat=remat)
+        return [td(x, training=True) for _ in "123"]
+
+    assert_close(draw(remat=True), draw(remat=False))
+
+
+def test_wrappers_may_nest(rng):
+    x = keras.Variable(normal(rng, 2, 3, 4, 5))
+    dense = layers.Dense(4, activation="tanh")
+    dense.build((None, 5))
+
+    def found(td):
+        td.build(x.shape)
+        return gradients(lambda: ops.sum(td(x)), [dense.kernel, x])
+
+    inner = TimeDistributed(dense, steps_per_call=2, remat=True)
+    actual = found(TimeDistributed(inner, steps_per_call=2, remat=True))
+
+    assert_close(actual, found(TimeDistributed(TimeDistributed(dense))))
