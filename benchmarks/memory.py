@@ -1,0 +1,128 @@
+"""The memory that a training step on a long clip needs.
+
+Trains a small CNN on a clip of 256 frames of 112x112: on all at once; with
+`steps_per_call=8`; with `remat=True` too; and on 8 frames alone. Each runs in
+a process of its own and counts the memory of the whole process at its peak in
+the second step, above what it was before that step. The clip is in it before.
+
+    KERAS_BACKEND=jax python benchmarks/memory.py
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+SIZE, FEATURES = 112, 10
+RUNS = {
+    "256 frames at once": (256, {}),
+    "steps_per_call=8": (256, {"steps_per_call": 8}),
+    "steps_per_call=8, remat": (256, {"steps_per_call": 8, "remat": True}),
+    "8 frames alone": (8, {}),
+}
+PROCESSES = 2
+# What is freed goes back to the system, so that only what is in use counts.
+FREE_AT_ONCE = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "0",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+}
+
+
+def read(name):
+    """A line of this process's status, in MB."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    [kilobytes] = [
+        line.split()[1] for line in status.splitlines() if name in line
+    ]
+    return int(kilobytes) / 1e3
+
+
+def measure(frames, options):
+    """The megabytes of a step, in this process."""
+    import keras
+    from keras import layers
+
+    import keras_td
+
+    cnn = keras.Sequential(
+        [
+            layers.Conv2D(32, 3, padding="same", activation="relu"),
+            layers.BatchNormalization(),
+            layers.Conv2D(32, 3, padding="same", activation="relu"),
+            layers.BatchNormalization(),
+            layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"),
+            layers.BatchNormalization(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(FEATURES),
+        ]
+    )
+    model = keras.Sequential(
+        [
+            keras.Input((frames, SIZE, SIZE, 3), batch_size=1),
+            keras_td.TimeDistributed(cnn, **options),
+        ]
+    )
+    model.compile("sgd", "mse", jit_compile="auto")
+    x = keras.ops.ones((1, frames, SIZE, SIZE, 3))
+    y = keras.ops.ones((1, frames, FEATURES))
+    model.train_on_batch(x, y)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = read("VmRSS")
+    model.train_on_batch(x, y)
+    return read("VmHWM") - before
+
+
+def measure_apart(frames, options):
+    command = [sys.executable, __file__, "--measure", str(frames)]
+    process = subprocess.run(
+        [*command, json.dumps(options)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, **FREE_AT_ONCE},
+    )
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def main():
+    backend = os.environ["KERAS_BACKEND"]
+    found = {
+        name: [measure_apart(*run) for _ in range(PROCESSES)]
+        for name, run in RUNS.items()
+    }
+    alone = statistics.median(found["8 frames alone"])
+    print(
+        f"Megabytes on {backend}: median of {PROCESSES} (lowest to highest).\n"
+    )
+    print("| training step | memory | against 8 frames alone |")
+    print("| --- | --: | --: |")
+    for name, megabytes in found.items():
+        low, middle, high = (
+            f(megabytes) for f in (min, statistics.median, max)
+        )
+        print(
+            f"| {name} | {middle:,.0f} ({low:,.0f} to {high:,.0f}) "
+            f"| {middle / alone:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        frames, options = args.measure
+        print(json.dumps(measure(int(frames), json.loads(options))))
+    else:
+        main()

@@ -1,0 +1,140 @@
+"""What calls in order cost, against Keras's own layer, which calls in order.
+
+Times a call that is not compiled, the first train step (which compiles, where
+the backend does) and the steps after it: with `steps_per_call=1`, which gives
+the numbers of `keras.layers.TimeDistributed`, and with that layer. Each row is
+a process of its own, in which the two take turns.
+
+    KERAS_BACKEND=jax python benchmarks/speed.py
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+BATCH = 4
+STEPS = 8, 32, 128
+LAYERS = "Dense", "CNN", "LSTM"
+PARTS = "eager call", "train step", "first train step"
+# Rounds of both, in each of which they run once.
+ROUNDS, SECONDS = 50, 20
+
+
+def make(name):
+    """A layer, and the shape of a time step."""
+    import keras
+    from keras import layers
+
+    if name == "Dense":
+        return layers.Dense(64), (64,)
+    if name == "LSTM":
+        return layers.LSTM(32), (16, 32)
+    cnn = [
+        layers.Conv2D(16, 3, padding="same", activation="relu"),
+        layers.BatchNormalization(),
+        layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
+        layers.BatchNormalization(),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(10),
+    ]
+    return keras.Sequential(cnn), (32, 32, 3)
+
+
+def measure(name, steps):
+    """Seconds of each part, for stock and for this layer, in this process."""
+    import keras
+    import numpy as np
+
+    import keras_td
+
+    def contender(wrap):
+        layer, shape = make(name)
+        td = wrap(layer)
+        model = keras.Sequential([keras.Input((steps, *shape)), td])
+        model.compile("sgd", "mse", jit_compile="auto")
+        x = np.ones((BATCH, steps, *shape), "float32")
+        y = np.ones((BATCH, *model.output_shape[1:]), "float32")
+        x_there = keras.ops.convert_to_tensor(x)
+
+        def wait_for(outputs):
+            return keras.ops.convert_to_numpy(outputs[..., 0])
+
+        return {
+            "first train step": lambda: model.train_on_batch(x, y),
+            "train step": lambda: model.train_on_batch(x, y),
+            "eager call": lambda: wait_for(td(x_there)),
+        }
+
+    contenders = [
+        contender(keras.layers.TimeDistributed),
+        contender(
+            lambda layer: keras_td.TimeDistributed(layer, steps_per_call=1)
+        ),
+    ]
+
+    def timed(part):
+        seconds = []
+        for parts in contenders:
+            start = time.perf_counter()
+            parts[part]()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    found = {"first train step": [timed("first train step")]}
+    for part in "train step", "eager call":
+        timed(part)
+        start, found[part] = time.perf_counter(), []
+        while (
+            len(found[part]) < ROUNDS and time.perf_counter() - start < SECONDS
+        ):
+            found[part].append(timed(part))
+    return found
+
+
+def measure_apart(name, steps):
+    command = [sys.executable, __file__, "--measure", name, str(steps)]
+    process = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def cell(rounds):
+    stock, own = (
+        statistics.median(seconds) * 1000
+        for seconds in zip(*rounds, strict=True)
+    )
+    ratio = statistics.median(b / a for a, b in rounds)
+    return f"{stock:,.1f} | {own:,.1f} | **{ratio:.2f}**"
+
+
+def main():
+    print(
+        f"Milliseconds on {os.environ['KERAS_BACKEND']}: Keras's, this layer's "
+        "with `steps_per_call=1`, and the ratio.\n"
+    )
+    print("| layer | steps | " + " | | | ".join(PARTS) + " | | |")
+    print("| --- | --: |" + " --: |" * 3 * len(PARTS))
+    for name in LAYERS:
+        for steps in STEPS:
+            found = measure_apart(name, steps)
+            cells = " | ".join(cell(found[part]) for part in PARTS)
+            print(f"| {name} | {steps} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        name, steps = args.measure
+        print(json.dumps(measure(name, int(steps))))
+    else:
+        main()
