@@ -161,10 +161,11 @@ def integration(session, backend):
 @nox.session
 @chosen_backend
 def demo(session, backend):
-    """Run the example on the backend that KERAS_BACKEND names, else JAX."""
+    """Run the examples on the backend that KERAS_BACKEND names, else JAX."""
     use(session, backend)
     session.install("-e", ".", *groups(backend, "demo"))
     session.run("python", "examples/read_digits.py", *session.posargs)
+    session.run("python", "examples/augment_clips.py")
 
 
 @nox.session
@@ -181,6 +182,24 @@ def scenarios(session, backend):
     files = [reports / f"{name}.json" for name in BACKENDS]
     if all(path.exists() for path in files):
         session.run(*script, "--merge", *map(str, files))
+
+
+@nox.session
+@each_backend
+def memory(session, backend):
+    """Measure the memory of training on a long clip."""
+    use(session, backend)
+    session.install("-e", ".", *groups(backend))
+    session.run("python", "benchmarks/memory.py")
+
+
+@nox.session
+@each_backend
+def speed(session, backend):
+    """Time calls in order, against Keras's own layer."""
+    use(session, backend)
+    session.install("-e", ".", *groups(backend))
+    session.run("python", "benchmarks/speed.py")
 
 
 @nox.session
