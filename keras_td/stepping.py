@@ -198,6 +198,10 @@ class _Updates(keras.StatelessScope):
         super().add_update(update)
         self.variables.append(update[0])
 
+    def get_current_value(self, variable):
+        outer = self.original_scope
+        return outer.get_current_value(variable) if outer else None
+
 
 def _global_seeds():
     """The variable that Keras draws from where it is given no seed."""

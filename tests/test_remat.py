@@ -96,6 +96,18 @@ def test_seeds_advance_alike(steps):
     assert_close(draw(remat=True), draw(remat=False))
 
 
+def test_fit_takes_wrappers_in_wrappers(rng):
+    x = normal(rng, 2, 21, 3, 4)
+    inner = TimeDistributed(layers.Dense(4), steps_per_call=2)
+    td = TimeDistributed(inner, steps_per_call=1, remat=True)
+    model = keras.Sequential([td])
+    model.compile("sgd", "mse")
+
+    loss = model.train_on_batch(x, x)
+
+    assert np.isfinite(loss)
+
+
 def test_wrappers_may_nest(rng):
     x = keras.Variable(normal(rng, 2, 3, 4, 5))
     dense = layers.Dense(4, activation="tanh")
