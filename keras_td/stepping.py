@@ -490,9 +490,8 @@ def _cut(tensors, start, stop):
 def _concatenate(nests):
     if len(nests) == 1:
         return nests[0]
-    return tree.map_structure(
-        lambda *ys: ops.concatenate(ys, axis=1) if ys[0] is not None else None,
-        *nests,
+    return folding.map_tensors(
+        lambda *ys: ops.concatenate(ys, axis=1), nests[0], *nests[1:]
     )
 
 

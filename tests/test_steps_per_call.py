@@ -189,6 +189,23 @@ def test_a_tensor_of_one_step_serves_every_call(rng):
     assert_close(td([items, user]), expected)
 
 
+class Named(keras.Layer):
+    """Returns a number next to a tensor."""
+
+    def call(self, inputs):
+        return {"x": inputs, "number": 3}
+
+
+@each_option
+def test_what_is_no_tensor_passes(option):
+    x = np.ones((2, TIME, 3), "float32")
+
+    outputs = TimeDistributed(Named(), **OPTIONS[option])(x)
+
+    assert outputs["number"] == 3
+    np.testing.assert_array_equal(as_numpy(outputs["x"]), x)
+
+
 class Sizes(keras.Layer):
     """Notes the batch of each call."""
 
