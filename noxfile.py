@@ -184,27 +184,27 @@ def scenarios(session, backend):
         session.run(*script, "--merge", *map(str, files))
 
 
+def benchmark(session, backend, script):
+    use(session, backend)
+    session.install("-e", ".", *groups(backend))
+    session.run("python", f"benchmarks/{script}.py", *session.posargs)
+
+
 @nox.session
 @each_backend
 def memory(session, backend):
     """Measure the memory of training on a long clip."""
-    use(session, backend)
-    session.install("-e", ".", *groups(backend))
-    session.run("python", "benchmarks/memory.py")
+    benchmark(session, backend, "memory")
 
 
 @nox.session
 @each_backend
 def speed(session, backend):
     """Time calls in order, against Keras's own layer."""
-    use(session, backend)
-    session.install("-e", ".", *groups(backend))
-    session.run("python", "benchmarks/speed.py")
+    benchmark(session, backend, "speed")
 
 
 @nox.session
 def compile_time(session):
     """Time JAX's compilation, against Keras's own layer."""
-    use(session, "jax")
-    session.install("-e", ".", *groups("jax"))
-    session.run("python", "benchmarks/compile_time.py", *session.posargs)
+    benchmark(session, "jax", "compile_time")

@@ -156,7 +156,9 @@ def _stateless(fn, variables, prepare):
                 count, stop = len(scope.losses), start + size
                 part = [_after(done, x) for x in _cut(moving, start, stop)]
                 parts.append(fn(fixed, part))
-                losses = _add(losses, scope.losses[count:], size)
+                added = scope.losses[count:]
+                weighted = [x * ops.cast(size, x.dtype) for x in added]
+                losses = _add(losses, weighted)
                 done, start = _once_there(done, parts[-1]), stop
             after = [scope.get_current_value(v) for v in variables]
         updates = [
@@ -172,8 +174,7 @@ def _stateless(fn, variables, prepare):
     return call
 
 
-def _add(totals, losses, weight):
-    losses = [loss * ops.cast(weight, loss.dtype) for loss in losses]
+def _add(totals, losses):
     return list(map(ops.add, totals, losses)) if totals else losses
 
 
@@ -255,7 +256,7 @@ def _run(call, fixed, state, tensors, groups):
             old if new is None else new
             for old, new in zip(values, updates, strict=True)
         ]
-        totals = _add(totals, losses, 1)
+        totals = _add(totals, losses)
         parts.append(outputs)
         start = stop
     return _concatenate(parts), (values, totals, done)

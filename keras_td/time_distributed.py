@@ -89,10 +89,9 @@ class TimeDistributed(keras.layers.Wrapper):
     Raises:
         ValueError: if `layer` is not a layer; if `steps_per_call` is neither
             `None` nor a positive integer; if `remat` or `share_randomness` is
-            not a bool; if a tensor
-            has fewer than two axes; if tensors differ in batch or time; if
-            `mask` does not match `inputs`; if the wrapped layer returns a
-            tensor without a batch axis.
+            not a bool; if a tensor has fewer than two axes; if tensors differ
+            in batch or time; if `mask` does not match `inputs`; if the wrapped
+            layer returns a tensor without a batch axis.
     """
 
     def __init__(
