@@ -7,13 +7,12 @@ Dense layer on as many rows: what the backend itself takes for larger arrays.
     KERAS_BACKEND=jax python benchmarks/compile_time.py
 """
 
-import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import time
+
+import apart
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -55,15 +54,6 @@ def measure(name, steps):
     return timed(layers[name], steps)
 
 
-def measure_apart(name, steps):
-    """Seconds of each part, in a process of its own."""
-    command = [sys.executable, __file__, "--measure", name, str(steps)]
-    process = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(process.stdout.splitlines()[-1])
-
-
 def measure_all():
     """Lists of seconds: `{(name, steps): [[call, train step], ...]}`."""
     runs = {(name, n): [] for name in STEPS for n in STEPS[name]}
@@ -71,7 +61,7 @@ def measure_all():
     for repetition in range(max(REPETITIONS.values())):
         for (name, steps), seconds in runs.items():
             if repetition < REPETITIONS[name]:
-                seconds.append(measure_apart(name, steps))
+                seconds.append(apart.measure_apart(name, steps))
                 done = sum(map(len, runs.values()))
                 print(
                     f"[{done}/{total}] {name}, {steps} steps: "
@@ -111,11 +101,4 @@ def main():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        name, steps = args.measure
-        print(json.dumps(measure(name, int(steps))))
-    else:
-        main()
+    apart.run(__doc__, measure, main)

@@ -8,15 +8,13 @@ the second step, above what it was before that step. The clip is in it before.
     KERAS_BACKEND=jax python benchmarks/memory.py
 """
 
-import argparse
 import ctypes
 import gc
-import json
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
+
+import apart
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -83,22 +81,13 @@ def measure(frames, options):
     return read("VmHWM") - before
 
 
-def measure_apart(frames, options):
-    command = [sys.executable, __file__, "--measure", str(frames)]
-    process = subprocess.run(
-        [*command, json.dumps(options)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env={**os.environ, **FREE_AT_ONCE},
-    )
-    return json.loads(process.stdout.splitlines()[-1])
-
-
 def main():
     backend = os.environ["KERAS_BACKEND"]
     found = {
-        name: [measure_apart(*run) for _ in range(PROCESSES)]
+        name: [
+            apart.measure_apart(*run, env=FREE_AT_ONCE)
+            for _ in range(PROCESSES)
+        ]
         for name, run in RUNS.items()
     }
     alone = statistics.median(found["8 frames alone"])
@@ -118,11 +107,4 @@ def main():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        frames, options = args.measure
-        print(json.dumps(measure(int(frames), json.loads(options))))
-    else:
-        main()
+    apart.run(__doc__, measure, main)

@@ -8,13 +8,11 @@ a process of its own, in which the two take turns.
     KERAS_BACKEND=jax python benchmarks/speed.py
 """
 
-import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
+
+import apart
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -98,14 +96,6 @@ def measure(name, steps):
     return found
 
 
-def measure_apart(name, steps):
-    command = [sys.executable, __file__, "--measure", name, str(steps)]
-    process = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(process.stdout.splitlines()[-1])
-
-
 def cell(rounds):
     stock, own = (
         statistics.median(seconds) * 1000
@@ -124,17 +114,10 @@ def main():
     print("| --- | --: |" + " --: |" * 3 * len(PARTS))
     for name in LAYERS:
         for steps in STEPS:
-            found = measure_apart(name, steps)
+            found = apart.measure_apart(name, steps)
             cells = " | ".join(cell(found[part]) for part in PARTS)
             print(f"| {name} | {steps} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        name, steps = args.measure
-        print(json.dumps(measure(name, int(steps))))
-    else:
-        main()
+    apart.run(__doc__, measure, main)
