@@ -64,7 +64,7 @@ def call_in_order(
         seeds = {id(v) for v in (*global_seeds, *_seeds(layer))}
         pairs = zip(variables, values, strict=True)
         prepare = _drawing_alike([(v, x) for v, x in pairs if id(v) in seeds])
-    call = _stateless(on_lists, variables, prepare)
+    call = _stateless(on_lists, layer, variables, prepare)
     again = _remat if remat else lambda call: call
     run = functools.partial(_run, again(call), fixed)
     loop = functools.partial(_loop, call, again, fixed, values)
@@ -135,7 +135,7 @@ def _in_unknown_time(run, loop, start, moving, time, steps):
     return _concatenate([outputs, later]), state
 
 
-def _stateless(fn, variables, prepare):
+def _stateless(fn, layer, variables, prepare):
     """Makes the values of variables an argument, and their updates a result.
 
     Returns:
@@ -153,10 +153,10 @@ def _stateless(fn, variables, prepare):
             before = [scope.get_current_value(v) for v in variables]
             for size in sizes:
                 prepare()
-                count, stop = len(scope.losses), start + size
+                stop = start + size
                 part = [_after(done, x) for x in _cut(moving, start, stop)]
                 parts.append(fn(fixed, part))
-                added = scope.losses[count:]
+                added = _take_losses(scope, layer)
                 weighted = [x * ops.cast(size, x.dtype) for x in added]
                 losses = _add(losses, weighted)
                 done, start = _once_there(done, parts[-1]), stop
@@ -172,6 +172,16 @@ def _stateless(fn, variables, prepare):
         return done, (_concatenate(parts), updates, losses)
 
     return call
+
+
+def _take_losses(scope, layer):
+    """Takes the losses that the layer has added out of the scope."""
+    losses, scope.losses = scope.losses, []
+    # Keras knows a loss by its id, which another gets when this one is gone.
+    ids = set(map(id, losses))
+    for inner in layer._flatten_layers():
+        inner._loss_ids.difference_update(ids)
+    return losses
 
 
 def _add(totals, losses):

@@ -490,6 +490,21 @@ def test_losses_reach_the_loss_of_a_model(option, time, rng):
     np.testing.assert_allclose(loss(**OPTIONS[option]), loss(), rtol=1e-5)
 
 
+def test_stateless_calls_return_each_loss_once(rng):
+    x = normal(rng, 4, TIME, 5)
+
+    def numbers_of_losses(**options):
+        dense = layers.Dense(3, activity_regularizer="l2")
+        td = TimeDistributed(dense, **options)
+        td.build(x.shape)
+        variables = td.trainable_variables, td.non_trainable_variables
+        for _ in range(50):
+            *_, losses = td.stateless_call(*variables, x, return_losses=True)
+            yield len(losses)
+
+    assert {*numbers_of_losses(steps_per_call=3)} == {*numbers_of_losses()}
+
+
 # --- Arguments and configs ----------------------------------------------------
 
 
