@@ -10,6 +10,7 @@ import functools
 import math
 import random
 import warnings
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -59,12 +60,15 @@ def call_in_order(
         ops.convert_to_tensor(v) if v.trainable else ops.copy(v)
         for v in variables
     ]
-    prepare = _nothing
+    drawing: Callable = contextlib.nullcontext
     if share_randomness:
-        seeds = {id(v) for v in (*global_seeds, *_seeds(layer))}
+        generators = _generators(layer)
+        seeds = {id(g.state) for g in generators} | set(map(id, global_seeds))
         pairs = zip(variables, values, strict=True)
-        prepare = _drawing_alike([(v, x) for v, x in pairs if id(v) in seeds])
-    call = _stateless(on_lists, layer, variables, prepare)
+        drawing = _drawing_alike(
+            generators, [(v, x) for v, x in pairs if id(v) in seeds]
+        )
+    call = _stateless(on_lists, layer, variables, drawing)
     again = _remat if remat else lambda call: call
     run = functools.partial(_run, again(call), fixed)
     loop = functools.partial(_loop, call, again, fixed, values)
@@ -135,7 +139,7 @@ def _in_unknown_time(run, loop, start, moving, time, steps):
     return _concatenate([outputs, later]), state
 
 
-def _stateless(fn, layer, variables, prepare):
+def _stateless(fn, layer, variables, drawing):
     """Makes the values of variables an argument, and their updates a result.
 
     Returns:
@@ -152,10 +156,10 @@ def _stateless(fn, layer, variables, prepare):
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(v) for v in variables]
             for size in sizes:
-                prepare()
                 stop = start + size
                 part = [_after(done, x) for x in _cut(moving, start, stop)]
-                parts.append(fn(fixed, part))
+                with drawing():
+                    parts.append(fn(fixed, part))
                 added = _take_losses(scope, layer)
                 weighted = [x * ops.cast(size, x.dtype) for x in added]
                 losses = _add(losses, weighted)
@@ -222,36 +226,36 @@ def _global_seeds():
     return scope.variables
 
 
-def _seeds(layer):
-    """The variables that the layer draws its random numbers from."""
-    generators = [
+def _generators(layer):
+    return [
         generator
         for inner in layer._flatten_layers()
         for generator in inner._seed_generators
     ]
-    for generator in generators:
-        # Keras has a quicker dropout on PyTorch, for a generator that was given
-        # no seed: it would draw from PyTorch's state, and not from this one.
-        if generator._initial_seed is None:
-            generator._initial_seed = 0
-    return [generator.state for generator in generators]
 
 
-def _nothing():
-    pass
-
-
-def _drawing_alike(seeds):
+def _drawing_alike(generators, seeds):
     """Lets every call draw the random numbers of the first."""
     # Some of Keras's augmentations choose operations with Python's `random`.
     python_state = random.getstate()
+    # Keras has a quicker dropout on PyTorch, for a generator that was given no
+    # seed: it would draw from PyTorch's state, and not from this one.
+    unseeded = [g for g in generators if g._initial_seed is None]
 
-    def prepare():
+    @contextlib.contextmanager
+    def drawing():
         random.setstate(python_state)
         for variable, seed in seeds:
             variable.assign(seed)
+        for generator in unseeded:
+            generator._initial_seed = 0
+        try:
+            yield
+        finally:
+            for generator in unseeded:
+                generator._initial_seed = None
 
-    return prepare
+    return drawing
 
 
 def _run(call, fixed, state, tensors, groups):
@@ -334,7 +338,7 @@ def _sequences(tensors, turns, steps):
         and of the function that gives the tensors of a turn.
     """
     stacked = [folding.split_turns(x, turns, steps) for x in tensors]
-    floats = [_is_float(x) for x in tensors]
+    floats = [_is_a(x, "float") for x in tensors]
     read, indexed = _split(stacked, floats)
     specs = [(folding.sizes(x)[1:], x.dtype) for x in read]
     read = [ops.reshape(x, (1, turns, -1)) for x in read]
@@ -382,19 +386,20 @@ def _remat(call):
     def call_remat(done, fixed, values, *nests):
         nests = [fixed, values, *nests]
         flat = tree.flatten(nests)
-        floats = list(map(_is_float, flat))
-        given, others = _split(flat, floats)
+        differentiable = [_is_a(x, "float", "complex") for x in flat]
+        given, others = _split(flat, differentiable)
         # TensorFlow's variables, if no tensors are made of them, get gradients
         # twice.
         given = [ops.reshape(x, folding.sizes(x)) for x in given]
         structure = None
+        python_state = random.getstate()
 
         def on_floats(done, *given):
             nonlocal structure
-            flat = _merge(given, others, floats)
+            flat = _merge(given, others, differentiable)
             fixed, values, *nests_again = tree.pack_sequence_as(nests, flat)
-            again = structure is not None
-            with _unfiltered() if again else contextlib.nullcontext():
+            first = structure is None
+            with contextlib.nullcontext() if first else _again(python_state):
                 done, structure = call(
                     done, fixed, _tie(values, done), *nests_again
                 )
@@ -419,29 +424,35 @@ def _tie(values, done):
     TensorFlow computes a call again once the gradient of its first result is
     there. So the backward pass goes call by call too.
     """
-    return [v + ops.cast(done, v.dtype) if _is_float(v) else v for v in values]
+    return [
+        v + ops.cast(done, v.dtype) if _is_a(v, "float", "complex") else v
+        for v in values
+    ]
 
 
 @contextlib.contextmanager
-def _unfiltered():
-    """Lets exceptions pass as they are.
+def _again(python_state):
+    """Computes a call once more, with the choices of Python's `random`.
 
-    PyTorch ends a recomputation with one. Keras would make another of it, which
-    keeps all tensors of the call until Python collects its garbage.
+    PyTorch ends a recomputation with an exception, which is to pass as it is:
+    Keras would make another of it, which keeps all tensors of the call until
+    Python collects its garbage.
     """
-    if not keras.config.is_traceback_filtering_enabled():
-        yield
-        return
+    state = random.getstate()
+    filtered = keras.config.is_traceback_filtering_enabled()
+    random.setstate(python_state)
     keras.config.disable_traceback_filtering()
     try:
         yield
     finally:
-        keras.config.enable_traceback_filtering()
+        random.setstate(state)
+        if filtered:
+            keras.config.enable_traceback_filtering()
 
 
 def _to_floats(x):
     """Makes floats of a tensor, 16 bits of an integer in each."""
-    if _is_float(x):
+    if not _is_a(x, "int", "bool"):
         return x
     digits, x = [], x if _bytes(x.dtype) > 2 else ops.cast(x, "int32")
     for _ in range(max(_bytes(x.dtype) // 2, 1) - 1):
@@ -452,7 +463,7 @@ def _to_floats(x):
 
 def _from_floats(x, dtype):
     dtype = keras.backend.standardize_dtype(dtype)
-    if "float" in dtype:
+    if dtype != "bool" and "int" not in dtype:
         return x
     whole = dtype if _bytes(dtype) > 2 else "int32"
     digits = [ops.cast(d, whole) for d in ops.unstack(x)]
@@ -506,8 +517,8 @@ def _concatenate(nests):
     )
 
 
-def _is_float(x):
+def _is_a(x, *kinds):
+    """Whether the name of a tensor's dtype has one of `kinds` in it."""
     dtype = getattr(x, "dtype", None)
-    return dtype is not None and "float" in keras.backend.standardize_dtype(
-        dtype
-    )
+    name = "" if dtype is None else keras.backend.standardize_dtype(dtype)
+    return any(kind in name for kind in kinds)

@@ -1,5 +1,7 @@
 """With `remat`, the backward pass computes each call again, and alike."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -66,6 +68,60 @@ def test_the_same_numbers_are_drawn_again(steps, seed):
 
     assert set(np.unique(gradient)) == {0, 2}
     np.testing.assert_array_equal(gradient, expected)
+
+
+class Scale(keras.Layer):
+    """Chooses a factor as Keras's augmentations do, with Python's `random`."""
+
+    def call(self, inputs):
+        return inputs * ops.full_like(inputs, random.randrange(2, 1000))
+
+
+@each_number_of_steps
+@pytest.mark.parametrize("share_randomness", [False, True])
+def test_the_same_choices_are_made_again(steps, share_randomness):
+    if keras.backend.backend() == "jax":
+        pytest.skip(reason="JAX calls no Python in its backward pass")
+    x = keras.Variable(np.ones((2, 5, 3), "float32"))
+    td = TimeDistributed(
+        Scale(),
+        steps_per_call=steps,
+        remat=True,
+        share_randomness=share_randomness,
+    )
+    td.build(x.shape)
+    factors, states = keras.Variable(np.zeros((2, 5, 3), "float32")), []
+
+    def loss():
+        outputs = td(x)
+        factors.assign(ops.stop_gradient(outputs))
+        random.random()
+        states.append(random.getstate())
+        return ops.sum(outputs)
+
+    [gradient] = gradients(loss, [x])
+
+    np.testing.assert_array_equal(gradient, as_numpy(factors))
+    assert random.getstate() == states[-1], "drawn by the backward pass"
+
+
+def test_outputs_may_be_complex(rng):
+    class Spectrum(keras.Layer):
+        def call(self, inputs):
+            real, imaginary = ops.fft((inputs, ops.zeros_like(inputs)))
+            i = ops.convert_to_tensor(1j, "complex64")
+            return ops.cast(real, "complex64") + i * ops.cast(
+                imaginary, "complex64"
+            )
+
+    x = keras.Variable(normal(rng, 2, 5, 4))
+
+    def found(**options):
+        td = TimeDistributed(Spectrum(), **options)
+        td.build(x.shape)
+        return td(x), gradients(lambda: ops.sum(ops.abs(td(x))), [x])
+
+    assert_close(found(steps_per_call=1, remat=True), found())
 
 
 @each_number_of_steps

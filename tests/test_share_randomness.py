@@ -248,3 +248,13 @@ def test_other_options_go_with_it(options):
     outputs = as_numpy(td(np.ones((2, 5, 40), "float32"), training=True))
 
     assert_same_in_all_steps(outputs)
+
+
+def test_the_layer_itself_draws_as_before():
+    dropout = layers.Dropout(0.5)
+    before = dropout.seed_generator.get_config()
+    td = TimeDistributed(dropout, share_randomness=True)
+
+    td(np.ones((2, 5, 40), "float32"), training=True)
+
+    assert dropout.seed_generator.get_config() == before
