@@ -152,13 +152,16 @@ def unfold(x, like):
 
 
 def first_steps(x, steps):
-    """What a symbolic tensor is for a call on that many time steps."""
+    if not keras.backend.is_keras_tensor(x):
+        return x[:, :steps]
     time = x.shape[1]
     return with_time(x, steps if time is None else min(steps, time))
 
 
 def with_time(x, time):
-    return keras.KerasTensor((x.shape[0], time, *x.shape[2:]), x.dtype)
+    """Gives `x` the shape that it has with so many time steps."""
+    first = x if keras.backend.is_keras_tensor(x) else x[:, :1]
+    return _broadcast_to(first, (sizes(x)[0], time, *sizes(x)[2:]))
 
 
 def pad_time(x, like, steps):

@@ -25,7 +25,14 @@ FEW_CALLS = 8
 
 
 def call_in_order(
-    fn, layer, nests, time, steps, remat=False, share_randomness=False
+    fn,
+    layer,
+    nests,
+    time,
+    steps,
+    training=None,
+    remat=False,
+    share_randomness=False,
 ):
     """Calls a layer on all time steps, on a few of them at a time.
 
@@ -38,6 +45,7 @@ def call_in_order(
         time: The number of time steps.
         steps: How many of them a call sees, but the first, which sees what
             remains.
+        training: Whether the layer trains.
         remat: Whether the backward pass computes each call again.
         share_randomness: Whether every call draws the same random numbers.
 
@@ -53,8 +61,8 @@ def call_in_order(
         flat = iter(_merge(moving, fixed, moves))
         return fn([_pack(nest, flat) for nest in nests])
 
-    global_seeds = _global_seeds()
-    variables = [*layer.variables, *_states(layer), *global_seeds]
+    seeds_of_all = global_seeds()
+    variables = [*layer.variables, *_states(layer), *seeds_of_all]
     # PyTorch changes a variable in place while its old value has gradients.
     values = [
         ops.convert_to_tensor(v) if v.trainable else ops.copy(v)
@@ -63,7 +71,7 @@ def call_in_order(
     drawing: Callable = contextlib.nullcontext
     if share_randomness:
         generators = _generators(layer)
-        seeds = {id(g.state) for g in generators} | set(map(id, global_seeds))
+        seeds = {id(g.state) for g in generators} | set(map(id, seeds_of_all))
         pairs = zip(variables, values, strict=True)
         drawing = _drawing_alike(
             generators, [(v, x) for v, x in pairs if id(v) in seeds]
@@ -74,8 +82,10 @@ def call_in_order(
     loop = functools.partial(_loop, call, again, fixed, values)
 
     at_hand = _has_values(flat[0])
-    # What runs call by call anyway needs no order.
-    done = None if at_hand and not remat else ops.zeros(())
+    # Where nothing is compiled, calls are in order; where all activations are
+    # kept, it does not matter, and TensorFlow does some side by side.
+    keeps_all = training is True and bool(layer.trainable_variables)
+    done = ops.zeros(()) if remat or not (at_hand or keeps_all) else None
     start: tuple = values, [], done
     if steps is None:
         outputs, state = run(start, moving, [[time]])
@@ -90,6 +100,33 @@ def call_in_order(
         if new is not old:
             variable.assign(new)
     return outputs, [total / _as_float(time, total) for total in state[1]]
+
+
+def global_seeds():
+    """The variable that Keras draws from where it is given no seed.
+
+    It is made at the first draw.
+    """
+    with _Updates() as scope, contextlib.suppress(ValueError):
+        # Compiled by JAX, there is none.
+        keras.random.uniform(())
+    return scope.variables
+
+
+class _Updates(keras.StatelessScope):
+    """Collects the variables that are assigned to."""
+
+    def __init__(self):
+        super().__init__()
+        self.variables = []
+
+    def add_update(self, update):
+        super().add_update(update)
+        self.variables.append(update[0])
+
+    def get_current_value(self, variable):
+        outer = self.original_scope
+        return outer.get_current_value(variable) if outer else None
 
 
 def _as_float(time, like):
@@ -202,30 +239,6 @@ def _states(layer):
     return tree.flatten(states)
 
 
-class _Updates(keras.StatelessScope):
-    """Collects the variables that are assigned to."""
-
-    def __init__(self):
-        super().__init__()
-        self.variables = []
-
-    def add_update(self, update):
-        super().add_update(update)
-        self.variables.append(update[0])
-
-    def get_current_value(self, variable):
-        outer = self.original_scope
-        return outer.get_current_value(variable) if outer else None
-
-
-def _global_seeds():
-    """The variable that Keras draws from where it is given no seed."""
-    with _Updates() as scope, contextlib.suppress(ValueError):
-        # Compiled by JAX, there is none.
-        keras.random.uniform(())
-    return scope.variables
-
-
 def _generators(layer):
     return [
         generator
@@ -285,6 +298,9 @@ def _loop(call, again, fixed, start, probed, state, tensors, turns, sizes):
     carried, constant = _split(values, changed)
     structure = None
 
+    def as_list(done):
+        return [] if done is None else [done]
+
     @again
     def run_turn(done, fixed, constant, inputs, index, carried, totals):
         nonlocal structure
@@ -296,15 +312,16 @@ def _loop(call, again, fixed, start, probed, state, tensors, turns, sizes):
         return done, (tuple(_tensors(structure)), carried, totals)
 
     def turn(inputs, states):
-        index, done, carried, totals = states
+        index, zeros, carried, totals = states
         done, (outputs, carried, totals) = run_turn(
-            done, fixed, constant, inputs, index, carried, totals
+            *zeros or [None], fixed, constant, inputs, index, carried, totals
         )
-        return outputs, [index + 1, done, carried, totals]
+        return outputs, [index + 1, as_list(done), carried, totals]
 
-    states = [ops.zeros((), "int32"), done, carried, totals]
+    states = [ops.zeros((), "int32"), as_list(done), carried, totals]
     _, outputs, states = _Loop(turn).inner_loop(sequences, states, None)
-    _, done, carried, totals = states
+    _, zeros, carried, totals = states
+    [done] = zeros or [None]
     # (batch, turns, steps, ...) -> (batch, time, ...)
     outputs = _pack(structure, map(folding.merge_turns, outputs))
     return outputs, (_merge(carried, constant, changed), totals, done)

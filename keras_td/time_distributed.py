@@ -118,6 +118,9 @@ class TimeDistributed(keras.layers.Wrapper):
         self.share_randomness = share_randomness
         self._layer_takes_mask = "mask" in _parameters(layer.call)
         self._in_call = False
+        if steps_per_call or remat or share_randomness:
+            # TensorFlow traces a function twice if they are made in it.
+            stepping.global_seeds()
 
     def __call__(self, inputs, *args, **kwargs):
         # Keras refuses a catch-all that holds both tensors and other values, so
@@ -166,7 +169,9 @@ class TimeDistributed(keras.layers.Wrapper):
             options["training"] = training
         arguments, masks, time = _gather(inputs, args, kwargs, mask)
         call = functools.partial(self._call_layer, options)
-        outputs, output_masks = self._call_steps(call, arguments, masks, time)
+        outputs, output_masks = self._call_steps(
+            call, arguments, masks, time, training
+        )
         # Where a subclass has its own `compute_mask`, Keras asks that.
         inherited = type(self).compute_mask is TimeDistributed.compute_mask
         if self.supports_masking and inherited:
@@ -174,10 +179,10 @@ class TimeDistributed(keras.layers.Wrapper):
             masking.set_masks(outputs, _fill(output_masks, step_mask))
         return outputs
 
-    def _call_steps(self, call, arguments, masks, time):
+    def _call_steps(self, call, arguments, masks, time, training):
         """Calls the layer as often as the options ask for."""
         steps = self._steps_of_a_call()
-        if any(map(keras.backend.is_keras_tensor, tree.flatten(arguments))):
+        if _shapes_will_do(arguments):
             outputs = call(*self._of_one_call(arguments, masks))
             if steps:
                 restore = functools.partial(folding.with_time, time=time)
@@ -201,6 +206,7 @@ class TimeDistributed(keras.layers.Wrapper):
             [*arguments.values(), *masks.values()],
             time,
             steps,
+            training,
             self.remat,
             self.share_randomness,
         )
@@ -212,7 +218,7 @@ class TimeDistributed(keras.layers.Wrapper):
         return 1 if self.share_randomness else self.steps_per_call
 
     def _of_one_call(self, arguments, masks):
-        """The symbolic arguments and masks that one call of the layer sees."""
+        """The arguments and masks that the first call of the layer sees."""
         steps = self._steps_of_a_call()
         if not steps:
             return arguments, masks
@@ -383,6 +389,14 @@ def _symbols(nests):
         ),
         nests,
     )
+
+
+def _shapes_will_do(arguments):
+    """Whether Keras only infers shapes and dtypes of a call."""
+    with keras.SymbolicScope() as scope:
+        if scope.original_scope is not None:
+            return True
+    return any(map(keras.backend.is_keras_tensor, tree.flatten(arguments)))
 
 
 def _is_tensor_argument(name, value):
