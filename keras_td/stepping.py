@@ -38,7 +38,8 @@ def call_in_order(
 
     Args:
         fn: Function that calls `layer` on a list of nests of tensors
-            `(batch, some steps, ...)` and returns such a nest.
+            `(batch, steps, ...)`, given the number of these steps too, and
+            returns such a nest.
         layer: The layer, built. Its state passes from each call to the next.
         nests: List of nests of tensors `(batch, time, ...)`. A tensor whose
             time is 1 is used in every call.
@@ -57,9 +58,9 @@ def call_in_order(
     moves = [x.shape[1] != 1 for x in flat]
     moving, fixed = _split(flat, moves)
 
-    def on_lists(fixed, moving):
+    def on_lists(fixed, moving, size):
         flat = iter(_merge(moving, fixed, moves))
-        return fn([_pack(nest, flat) for nest in nests])
+        return fn([_pack(nest, flat) for nest in nests], size)
 
     seeds_of_all = global_seeds()
     variables = [*layer.variables, *_states(layer), *seeds_of_all]
@@ -196,7 +197,7 @@ def _stateless(fn, layer, variables, drawing):
                 stop = start + size
                 part = [_after(done, x) for x in _cut(moving, start, stop)]
                 with drawing():
-                    parts.append(fn(fixed, part))
+                    parts.append(fn(fixed, part, size))
                 added = _take_losses(scope, layer)
                 weighted = [x * ops.cast(size, x.dtype) for x in added]
                 losses = _add(losses, weighted)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import itertools
 import numbers
 
 import keras
@@ -144,8 +145,8 @@ class TimeDistributed(keras.layers.Wrapper):
         # that it is given.
         if self._in_call:
             return
-        arguments, masks, _ = _gather(self._symbolic(input_shape), (), {})
-        arguments, _, _ = _fold(*self._of_one_call(arguments, masks))
+        gathered = _gather(self._symbolic(input_shape), (), {})
+        arguments, _, _ = _fold(*self._of_one_call(*gathered))
         if type(self.layer).build is not keras.Layer.build:
             if _takes_one(self.layer.build) and not self.layer.built:
                 shapes = [_shapes(arguments["inputs"])]
@@ -183,22 +184,23 @@ class TimeDistributed(keras.layers.Wrapper):
         """Calls the layer as often as the options ask for."""
         steps = self._steps_of_a_call()
         if _shapes_will_do(arguments):
-            outputs = call(*self._of_one_call(arguments, masks))
+            outputs = call(*self._of_one_call(arguments, masks, time))
             if steps:
                 restore = functools.partial(folding.with_time, time=time)
                 outputs = _map_both(restore, outputs)
             return outputs
         if not (steps or self.remat):
-            return call(arguments, masks)
+            return call(arguments, masks, time)
         if not self.layer.built:
             # What cannot be traced has to do without.
             with contextlib.suppress(Exception):
-                call(*self._of_one_call(*map(_symbols, (arguments, masks))))
+                symbols = _symbols(arguments), _symbols(masks)
+                call(*self._of_one_call(*symbols, time))
 
-        def call_on_list(nests):
+        def call_on_list(nests, time):
             of_arguments = dict(zip(arguments, nests, strict=False))
             of_masks = dict(zip(masks, nests[len(arguments) :], strict=True))
-            return call(of_arguments, of_masks)
+            return call(of_arguments, of_masks, time)
 
         (outputs, output_masks), losses = stepping.call_in_order(
             call_on_list,
@@ -217,17 +219,18 @@ class TimeDistributed(keras.layers.Wrapper):
     def _steps_of_a_call(self):
         return 1 if self.share_randomness else self.steps_per_call
 
-    def _of_one_call(self, arguments, masks):
+    def _of_one_call(self, arguments, masks, time):
         """The arguments and masks that the first call of the layer sees."""
         steps = self._steps_of_a_call()
         if not steps:
-            return arguments, masks
+            return arguments, masks, time
         first = functools.partial(folding.first_steps, steps=steps)
-        return _map(first, arguments), _map(first, masks)
+        arguments, masks = _map(first, arguments), _map(first, masks)
+        return arguments, masks, folding.common_time(_named_tensors(arguments))
 
-    def _call_layer(self, options, arguments, masks):
+    def _call_layer(self, options, arguments, masks, time):
         """Calls the layer once, on a nest of tensors `(batch, time, ...)`."""
-        arguments, masks, unfold = _fold(arguments, masks)
+        arguments, masks, unfold = _fold(arguments, masks, time)
         fitted = self._fit(masks, arguments)
         for name, nest in arguments.items():
             masking.set_masks(nest, fitted[name])
@@ -259,7 +262,7 @@ class TimeDistributed(keras.layers.Wrapper):
             return None
         arguments, masks, time = _gather(inputs, (), {}, mask)
         step_mask = _step_mask(masks, time)
-        arguments, masks, unfold = _fold(arguments, masks)
+        arguments, masks, unfold = _fold(arguments, masks, time)
         output_masks = None
         if self.layer.supports_masking:
             fitted = self._fit(masks, arguments)
@@ -273,8 +276,7 @@ class TimeDistributed(keras.layers.Wrapper):
         inputs = self._symbolic(input_shape)
         args = tuple(map(self._symbolic, args))
         kwargs = {name: self._symbolic(kwargs[name]) for name in kwargs}
-        arguments, masks, _ = _gather(inputs, args, kwargs)
-        arguments, _, unfold = _fold(arguments, masks)
+        arguments, _, unfold = _fold(*_gather(inputs, args, kwargs))
         args, kwargs = _args_and_kwargs(arguments)
         try:
             outputs = self._symbolic(
@@ -331,17 +333,19 @@ def _gather(inputs, args, kwargs, mask=None):
     return arguments, masks, time
 
 
-def _fold(arguments, masks):
-    """Folds arguments and their masks.
+def _fold(arguments, masks, time):
+    """Folds arguments and their masks, which are of `time` steps or of one.
 
     Returns:
         Tuple of the folded arguments, the folded masks, and the function that
         unfolds a tensor.
     """
-    time = folding.common_time(_named_tensors(arguments))
     align = functools.partial(folding.align, time=time)
     arguments, masks = _map(align, arguments), _map(align, masks)
-    like = next(iter(_named_tensors(arguments).values()))
+    flat = itertools.chain.from_iterable(
+        map(folding.flatten, arguments.values())
+    )
+    like = next(filter(folding.is_tensor, flat))
     arguments, masks = _map(folding.fold, arguments), _map(folding.fold, masks)
     return arguments, masks, lambda x: folding.unfold(x, like)
 
