@@ -119,9 +119,6 @@ class TimeDistributed(keras.layers.Wrapper):
         self.share_randomness = share_randomness
         self._layer_takes_mask = "mask" in _parameters(layer.call)
         self._in_call = False
-        if steps_per_call or remat or share_randomness:
-            # TensorFlow traces a function twice if they are made in it.
-            stepping.global_seeds()
 
     def __call__(self, inputs, *args, **kwargs):
         # Keras refuses a catch-all that holds both tensors and other values, so
@@ -185,6 +182,9 @@ class TimeDistributed(keras.layers.Wrapper):
         steps = self._steps_of_a_call()
         if _shapes_will_do(arguments):
             outputs = call(*self._of_one_call(arguments, masks, time))
+            if steps or self.remat:
+                # TensorFlow traces a function twice if it makes them there.
+                stepping.global_seeds()
             if steps:
                 restore = functools.partial(folding.with_time, time=time)
                 outputs = _map_both(restore, outputs)
