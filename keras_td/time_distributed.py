@@ -90,9 +90,10 @@ class TimeDistributed(keras.layers.Wrapper):
     Raises:
         ValueError: if `layer` is not a layer; if `steps_per_call` is neither
             `None` nor a positive integer; if `remat` or `share_randomness` is
-            not a bool; if a tensor has fewer than two axes; if tensors differ
-            in batch or time; if `mask` does not match `inputs`; if the wrapped
-            layer returns a tensor without a batch axis.
+            not a bool; if `remat` is True and Keras older than 3.9; if a tensor
+            has fewer than two axes; if tensors differ in batch or time; if
+            `mask` does not match `inputs`; if the wrapped layer returns a
+            tensor without a batch axis.
     """
 
     def __init__(
@@ -431,6 +432,11 @@ def _check_options(steps_per_call, remat, share_randomness):
             raise ValueError(
                 f"`{name}` must be True or False. Received: {name}={value!r}"
             )
+    if remat and not hasattr(keras, "remat"):
+        raise ValueError(
+            "`remat=True` needs Keras 3.9 or later. This is Keras "
+            f"{keras.__version__}."
+        )
 
 
 def _parameters(fn):

@@ -17,6 +17,7 @@ from keras import layers
 from keras import ops
 
 INFERENCE_ONLY = ("numpy", "openvino")
+ALL = (*INFERENCE_ONLY, "tensorflow", "jax", "torch")
 KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
 
 
@@ -48,6 +49,10 @@ def train():
 def evaluate_with_a_loss_of_a_layer():
     dense = layers.Dense(4, activity_regularizer="l2")
     model_of(dense).evaluate(ones(2, 5), ones(2, 4), verbose=0)
+
+
+def remat():
+    keras.remat(ops.sin)
 
 
 def multiply_in_float64():
@@ -88,6 +93,12 @@ LIMITS = {
         evaluate_with_a_loss_of_a_layer,
         (AttributeError, RuntimeError),
     ),
+    "remat": Limit(
+        "Keras has it from 3.9 on",
+        ALL if KERAS < (3, 9) else (),
+        remat,
+        AttributeError,
+    ),
     "float64": Limit(
         "Keras multiplies matrices of float64 in float32 on it",
         INFERENCE_ONLY if KERAS < (3, 16) else (*INFERENCE_ONLY, "torch"),
@@ -120,3 +131,8 @@ def needs(name):
     return pytest.mark.skipif(
         limit.holds(), reason=f"{keras.backend.backend()}: {limit.reason}"
     )
+
+
+with_and_without_remat = pytest.mark.parametrize(
+    "remat", [False, pytest.param(True, marks=needs("remat"))]
+)

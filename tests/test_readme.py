@@ -7,10 +7,12 @@ import re
 import keras
 
 import keras_td
+from backends import needs
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
+@needs("remat")
 def test_readme():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     namespace = {}
@@ -19,6 +21,7 @@ def test_readme():
     assert len(blocks) > 3
 
 
+@needs("remat")
 def test_docstring():
     found = doctest.DocTestFinder().find(
         keras_td.TimeDistributed, globs={"keras": keras, "keras_td": keras_td}

@@ -15,7 +15,7 @@ from reference import assert_close
 from reference import gradients
 from reference import normal
 
-pytestmark = needs("training")
+pytestmark = [needs("training"), needs("remat")]
 each_number_of_steps = pytest.mark.parametrize("steps", [None, 1, 2])
 
 

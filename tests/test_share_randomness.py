@@ -8,6 +8,7 @@ from keras import ops
 from keras import tree
 
 from backends import needs
+from backends import with_and_without_remat
 from cases import CASES
 from cases import each
 from cases import leaves
@@ -207,7 +208,7 @@ def test_draws_without_a_seed_are_shared_too():
 
 
 @needs("training")
-@pytest.mark.parametrize("remat", [False, True])
+@with_and_without_remat
 def test_the_next_batch_of_fit_draws_anew(remat):
     class Record(keras.Layer):
         """Keeps the first step of each batch."""
@@ -221,8 +222,8 @@ def test_the_next_batch_of_fit_draws_anew(remat):
             )
 
         def call(self, inputs):
-            row = ops.one_hot(self.count, 3)[:, None] * inputs[0, 0]
-            self.kept.assign(self.kept + row)
+            here = ops.equal(ops.arange(3), self.count)[:, None]
+            self.kept.assign(ops.where(here, inputs[0, 0], self.kept))
             self.count.assign(self.count + 1)
             return inputs
 
@@ -240,10 +241,12 @@ def test_the_next_batch_of_fit_draws_anew(remat):
     assert len(np.unique(as_numpy(record.kept.value), axis=0)) == 3
 
 
-@pytest.mark.parametrize("options", [{"steps_per_call": 3}, {"remat": True}])
-def test_other_options_go_with_it(options):
+@with_and_without_remat
+def test_other_options_go_with_it(remat):
     dropout = layers.Dropout(0.5)
-    td = TimeDistributed(dropout, share_randomness=True, **options)
+    td = TimeDistributed(
+        dropout, steps_per_call=3, remat=remat, share_randomness=True
+    )
 
     outputs = as_numpy(td(np.ones((2, 5, 40), "float32"), training=True))
 

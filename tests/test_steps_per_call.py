@@ -8,6 +8,7 @@ from keras import ops
 from keras import tree
 
 from backends import needs
+from backends import with_and_without_remat
 from cases import BY_NAME
 from cases import CASES
 from cases import each
@@ -33,7 +34,16 @@ OPTIONS = {
     "remat": {"remat": True},
     "2 steps, remat": {"steps_per_call": 2, "remat": True},
 }
-each_option = pytest.mark.parametrize("option", OPTIONS)
+
+
+def options_named(names):
+    marks = {name: needs("remat") if "remat" in name else () for name in names}
+    return pytest.mark.parametrize(
+        "option", [pytest.param(name, marks=marks[name]) for name in names]
+    )
+
+
+each_option = options_named(OPTIONS)
 # Of several inputs and outputs, with masks, integers and dicts.
 SOME = [
     BY_NAME[name]
@@ -167,7 +177,7 @@ def test_no_step_is_made_up(time, rng):
     assert np.isfinite(model.get_weights()[0])
 
 
-@pytest.mark.parametrize("option", ["3 steps", "2 steps, remat"])
+@options_named(["3 steps", "2 steps, remat"])
 @pytest.mark.parametrize("lead", [(0, 3), (2, 0)])
 def test_nothing_in_nothing_out(lead, option):
     td = TimeDistributed(layers.Dense(4), **OPTIONS[option])
@@ -232,7 +242,7 @@ def test_a_call_sees_the_steps_asked_for(steps, expected):
     assert td.layer.seen == expected
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@with_and_without_remat
 def test_a_compiled_model_holds_a_few_copies_of_the_layer(remat):
     if keras.backend.backend() not in ("tensorflow", "jax"):
         pytest.skip(reason="Keras compiles nothing into a loop there")
@@ -319,7 +329,7 @@ class Counter(keras.Layer):
         return inputs + ops.cast(self.count, inputs.dtype)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@with_and_without_remat
 @pytest.mark.parametrize("time", [7, None])
 def test_calls_come_in_order(time, remat):
     td = TimeDistributed(Counter(), steps_per_call=2, remat=remat)
@@ -337,7 +347,7 @@ def test_calls_come_in_order(time, remat):
 
 @needs("training")
 @pytest.mark.parametrize("run_eagerly", [True, False])
-@pytest.mark.parametrize("remat", [False, True])
+@with_and_without_remat
 def test_fit_keeps_the_state(remat, run_eagerly):
     td = TimeDistributed(Counter(), steps_per_call=2, remat=remat)
     model = keras.Sequential([keras.Input((7, 1)), td, layers.Dense(1)])
@@ -385,7 +395,7 @@ def test_batch_normalization_gives_the_numbers_of_stock(rng):
 
 @needs("training")
 @pytest.mark.parametrize("run_eagerly", [True, False])
-@pytest.mark.parametrize("remat", [False, True])
+@with_and_without_remat
 def test_ten_steps_of_fit_give_the_numbers_of_stock(remat, run_eagerly, rng):
     x, y = normal(rng, 80, 5, 3) * 3 + 1, normal(rng, 80, 5, 4)
 
@@ -401,7 +411,7 @@ def test_ten_steps_of_fit_give_the_numbers_of_stock(remat, run_eagerly, rng):
 
 
 @needs("training")
-@pytest.mark.parametrize("remat", [False, True])
+@with_and_without_remat
 def test_a_frozen_layer_stays(remat, rng):
     td = normalizer(TimeDistributed, steps_per_call=2, remat=remat)
     model = keras.Sequential([keras.Input((5, 3)), td, layers.Dense(1)])
@@ -422,7 +432,7 @@ class Noise(keras.Layer):
 
 
 @needs("fresh dropout")
-@pytest.mark.parametrize("remat", [False, True])
+@with_and_without_remat
 @pytest.mark.parametrize(
     "make",
     [
@@ -451,15 +461,22 @@ def test_every_step_and_every_batch_draws_anew(make, remat):
 # --- Losses -------------------------------------------------------------------
 
 
+class MeanSquare(layers.Dense):
+    """Adds the mean square of its outputs to the loss."""
+
+    def call(self, inputs):
+        outputs = super().call(inputs)
+        self.add_loss(ops.mean(ops.square(outputs)))
+        return outputs
+
+
 @each_option
 def test_losses_do_not_depend_on_the_number_of_calls(option, rng):
     x = normal(rng, 4, TIME, 5)
 
     def losses(**options):
         keras.utils.set_random_seed(0)
-        dense = layers.Dense(
-            3, activity_regularizer="l2", kernel_regularizer="l1"
-        )
+        dense = MeanSquare(3, kernel_regularizer="l1")
         td = TimeDistributed(dense, **options)
         td(x)
         td(x)
@@ -479,9 +496,7 @@ def test_losses_reach_the_loss_of_a_model(option, time, rng):
 
     def loss(**options):
         keras.utils.set_random_seed(0)
-        dense = layers.Dense(
-            3, activity_regularizer="l2", kernel_regularizer="l1"
-        )
+        dense = MeanSquare(3, kernel_regularizer="l1")
         td = TimeDistributed(dense, **options)
         model = keras.Sequential([keras.Input((time, 5)), td])
         model.compile("sgd", "mse")
@@ -494,8 +509,7 @@ def test_stateless_calls_return_each_loss_once(rng):
     x = normal(rng, 4, TIME, 5)
 
     def numbers_of_losses(**options):
-        dense = layers.Dense(3, activity_regularizer="l2")
-        td = TimeDistributed(dense, **options)
+        td = TimeDistributed(MeanSquare(3), **options)
         td.build(x.shape)
         variables = td.trainable_variables, td.non_trainable_variables
         for _ in range(50):
@@ -521,6 +535,14 @@ def test_switches_are_on_or_off(name, value):
         TimeDistributed(layers.Dense(2), **{name: value})
 
 
+def test_remat_asks_for_a_newer_keras(monkeypatch):
+    monkeypatch.delattr(keras, "remat", raising=False)
+
+    with pytest.raises(ValueError, match=r"needs Keras 3\.9 or later"):
+        TimeDistributed(layers.Dense(2), remat=True)
+
+
+@needs("remat")
 def test_a_saved_model_keeps_its_options(rng, tmp_path):
     td = TimeDistributed(
         layers.Dense(3),
