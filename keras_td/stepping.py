@@ -54,6 +54,29 @@ def call_in_order(
         Tuple of the nest of tensors `(batch, time, ...)`, and of the losses
         that the calls added, averaged over the steps.
     """
+    state = random.getstate()
+    arguments = fn, layer, nests, time, steps, training, remat, share_randomness
+    variables = list(layer.variables)
+    try:
+        return _call_in_order(*arguments, variables)
+    except _UntrackedError as error:
+        random.setstate(state)
+        variables += error.variables
+        return _call_in_order(*arguments, variables, some_may_be_untracked=True)
+
+
+def _call_in_order(
+    fn,
+    layer,
+    nests,
+    time,
+    steps,
+    training,
+    remat,
+    share_randomness,
+    variables,
+    some_may_be_untracked=False,
+):
     flat = [x for nest in nests for x in _tensors(nest)]
     moves = [x.shape[1] != 1 for x in flat]
     moving, fixed = _split(flat, moves)
@@ -62,8 +85,6 @@ def call_in_order(
         flat = iter(_merge(moving, fixed, moves))
         return fn([_pack(nest, flat) for nest in nests], size)
 
-    seeds_of_all = global_seeds()
-    variables = [*layer.variables, *_states(layer), *seeds_of_all]
     # PyTorch changes a variable in place while its old value has gradients.
     values = [
         ops.convert_to_tensor(v) if v.trainable else ops.copy(v)
@@ -71,13 +92,10 @@ def call_in_order(
     ]
     drawing: Callable = contextlib.nullcontext
     if share_randomness:
-        generators = _generators(layer)
-        seeds = {id(g.state) for g in generators} | set(map(id, seeds_of_all))
-        pairs = zip(variables, values, strict=True)
-        drawing = _drawing_alike(
-            generators, [(v, x) for v, x in pairs if id(v) in seeds]
-        )
-    call = _stateless(on_lists, layer, variables, drawing)
+        drawing = _drawing_alike(layer, variables, values)
+    call = _stateless(
+        on_lists, layer, variables, drawing, some_may_be_untracked
+    )
     again = _remat if remat else lambda call: call
     run = functools.partial(_run, again(call), fixed)
     loop = functools.partial(_loop, call, again, fixed, values)
@@ -101,33 +119,6 @@ def call_in_order(
         if new is not old:
             variable.assign(new)
     return outputs, [total / _as_float(time, total) for total in state[1]]
-
-
-def global_seeds():
-    """The variable that Keras draws from where it is given no seed.
-
-    It is made at the first draw.
-    """
-    with _Updates() as scope, contextlib.suppress(ValueError):
-        # Compiled by JAX, there is none.
-        keras.random.uniform(())
-    return scope.variables
-
-
-class _Updates(keras.StatelessScope):
-    """Collects the variables that are assigned to."""
-
-    def __init__(self):
-        super().__init__()
-        self.variables = []
-
-    def add_update(self, update):
-        super().add_update(update)
-        self.variables.append(update[0])
-
-    def get_current_value(self, variable):
-        outer = self.original_scope
-        return outer.get_current_value(variable) if outer else None
 
 
 def _as_float(time, like):
@@ -177,7 +168,7 @@ def _in_unknown_time(run, loop, start, moving, time, steps):
     return _concatenate([outputs, later]), state
 
 
-def _stateless(fn, layer, variables, drawing):
+def _stateless(fn, layer, variables, drawing, some_may_be_untracked):
     """Makes the values of variables an argument, and their updates a result.
 
     Returns:
@@ -188,32 +179,79 @@ def _stateless(fn, layer, variables, drawing):
     """
 
     def call(done, fixed, values, moving, sizes):
-        mapping = list(zip(variables, values, strict=True))
         parts, start = [], 0
         losses: list = []
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            before = [scope.get_current_value(v) for v in variables]
+        with _Scope(zip(variables, values, strict=True)) as scope:
+            before = after = [scope.get_current_value(v) for v in variables]
             for size in sizes:
                 stop = start + size
                 part = [_after(done, x) for x in _cut(moving, start, stop)]
                 with drawing():
                     parts.append(fn(fixed, part, size))
+                if scope.untracked and not some_may_be_untracked:
+                    raise _UntrackedError([*scope.untracked.values()])
+                after = [
+                    _pass_on(v, old, scope)
+                    for v, old in zip(variables, after, strict=True)
+                ]
                 added = _take_losses(scope, layer)
                 weighted = [x * ops.cast(size, x.dtype) for x in added]
                 losses = _add(losses, weighted)
                 done, start = _once_there(done, parts[-1]), stop
-            after = [scope.get_current_value(v) for v in variables]
         updates = [
-            None
-            if new is old
-            else new
-            if v.trainable
-            else ops.stop_gradient(new)
-            for v, old, new in zip(variables, before, after, strict=True)
+            None if new is old else new
+            for old, new in zip(before, after, strict=True)
         ]
         return done, (_concatenate(parts), updates, losses)
 
     return call
+
+
+class _Scope(keras.StatelessScope):
+    """Notes which variables are used that it was given no value of."""
+
+    def __init__(self, mapping):
+        super().__init__(mapping, collect_losses=True)
+        self.untracked = {}
+
+    def add_update(self, update):
+        variable, _ = update
+        if id(variable) not in self.state_mapping:
+            self.untracked[id(variable)] = variable
+        super().add_update(update)
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is not None:
+            return value
+        self.untracked[id(variable)] = variable
+        outer = self.original_scope
+        return outer.get_current_value(variable) if outer else None
+
+
+class _UntrackedError(Exception):
+    """The layer uses variables that Keras does not know it to have.
+
+    Such are the states of recurrent layers, metrics, the variables of layers
+    that a `Lambda` calls, and the seed that all draw from who have none.
+    """
+
+    def __init__(self, variables):
+        super().__init__(variables)
+        self.variables = variables
+
+
+def _pass_on(variable, old, scope):
+    """Passes a variable to the next call, but no gradients through its state.
+
+    A variable of TensorFlow or PyTorch would not either.
+    """
+    new = scope.get_current_value(variable)
+    if new is old or variable.trainable:
+        return new
+    new = ops.stop_gradient(new)
+    scope.add_update((variable, new))
+    return new
 
 
 def _take_losses(scope, layer):
@@ -230,31 +268,23 @@ def _add(totals, losses):
     return list(map(ops.add, totals, losses)) if totals else losses
 
 
-def _states(layer):
-    """The states of stateful recurrent layers, which are not in `variables`."""
-    states = [
-        inner.states
-        for inner in layer._flatten_layers()
-        if isinstance(inner, keras.layers.RNN) and inner.stateful
-    ]
-    return tree.flatten(states)
-
-
-def _generators(layer):
-    return [
-        generator
-        for inner in layer._flatten_layers()
-        for generator in inner._seed_generators
-    ]
-
-
-def _drawing_alike(generators, seeds):
+def _drawing_alike(layer, variables, values):
     """Lets every call draw the random numbers of the first."""
     # Some of Keras's augmentations choose operations with Python's `random`.
     python_state = random.getstate()
+    seeds = [
+        (variable, value)
+        for variable, value in zip(variables, values, strict=True)
+        if variable.name == "seed_generator_state"
+    ]
     # Keras has a quicker dropout on PyTorch, for a generator that was given no
     # seed: it would draw from PyTorch's state, and not from this one.
-    unseeded = [g for g in generators if g._initial_seed is None]
+    unseeded = [
+        generator
+        for inner in layer._flatten_layers()
+        for generator in inner._seed_generators
+        if generator._initial_seed is None
+    ]
 
     @contextlib.contextmanager
     def drawing():

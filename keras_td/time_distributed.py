@@ -183,9 +183,6 @@ class TimeDistributed(keras.layers.Wrapper):
         steps = self._steps_of_a_call()
         if _shapes_will_do(arguments):
             outputs = call(*self._of_one_call(arguments, masks, time))
-            if steps or self.remat:
-                # TensorFlow traces a function twice if it makes them there.
-                stepping.global_seeds()
             if steps:
                 restore = functools.partial(folding.with_time, time=time)
                 outputs = _map_both(restore, outputs)

@@ -382,6 +382,122 @@ def normalizer(wrapper, **options):
     return wrapper(keras.Sequential([layers.Dense(4), norm]), **options)
 
 
+class Memory(keras.Layer):
+    """Remembers half of what it knew, next to the mean of its inputs."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(), initializer="ones")
+        self.memory = self.add_weight(shape=(), trainable=False)
+
+    def call(self, inputs):
+        seen = ops.mean(inputs) * self.scale
+        self.memory.assign(self.memory / 2 + seen)
+        return ops.zeros_like(inputs) + self.memory
+
+
+@needs("training")
+@pytest.mark.parametrize("time", [4, 12])
+@pytest.mark.parametrize("run_eagerly", [True, False])
+@with_and_without_remat
+def test_no_gradients_pass_through_the_state(remat, run_eagerly, time):
+    memory = Memory()
+    td = TimeDistributed(memory, steps_per_call=1, remat=remat)
+    model = keras.Sequential([keras.Input((time, 1)), td])
+    # Its gradient is that of the sum of the outputs.
+    model.compile(
+        keras.optimizers.SGD(1.0),
+        lambda y, outputs: ops.sum(outputs, axis=(1, 2)),
+        run_eagerly=run_eagerly,
+    )
+    x = np.ones((1, time, 1), "float32")
+
+    model.fit(x, x, verbose=0)
+
+    # Of each step, it is the mean of its inputs.
+    assert as_numpy(memory.scale.value) == 1 - time
+
+
+@needs("training")
+@pytest.mark.parametrize("run_eagerly", [True, False])
+@each_option
+def test_a_layer_may_use_weights_of_another(option, run_eagerly, rng):
+    x, y = normal(rng, 4, TIME, 5), normal(rng, 4, TIME, 5)
+
+    def fit(**options):
+        keras.utils.set_random_seed(0)
+        dense = layers.Dense(3, use_bias=False)
+        tied = layers.Lambda(
+            lambda x: ops.matmul(x, ops.transpose(dense.kernel)),
+            output_shape=(5,),
+        )
+        inputs = keras.Input((TIME, 5))
+        outputs = TimeDistributed(tied, **options)(dense(inputs))
+        model = keras.Model(inputs, outputs)
+        model.compile("sgd", "mse", run_eagerly=run_eagerly)
+        model.fit(x, y, epochs=2, verbose=0)
+        return model.get_weights()
+
+    assert_close(fit(**OPTIONS[option]), fit())
+
+
+@each_option
+def test_the_state_of_another_layer_changes_too(option, rng):
+    x = normal(rng, 4, TIME, 5)
+
+    def moving_mean(**options):
+        norm = layers.BatchNormalization(momentum=0)
+        norm.build((None, 5))
+        td = TimeDistributed(
+            layers.Lambda(lambda x: norm(x, training=True)), **options
+        )
+        td(x)
+        return as_numpy(norm.moving_mean)
+
+    steps = OPTIONS[option].get("steps_per_call", TIME)
+    expected = x[:, -steps:].mean((0, 1))
+    np.testing.assert_allclose(
+        moving_mean(**OPTIONS[option]), expected, atol=1e-5
+    )
+
+
+class Watched(keras.Layer):
+    """Keeps the mean of what it has seen, as a metric."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = keras.metrics.Mean()
+
+    def call(self, inputs):
+        self.seen.update_state(inputs)
+        return inputs
+
+
+@each_option
+def test_metrics_of_the_layer_see_all_calls(option):
+    td = TimeDistributed(Watched(), **OPTIONS[option])
+
+    td(np.arange(TIME, dtype="float32").reshape(1, TIME, 1))
+
+    assert as_numpy(td.layer.seen.result()) == (TIME - 1) / 2
+
+
+@each_option
+def test_a_distributed_model_trains(option, rng):
+    tf = pytest.importorskip(
+        "tensorflow", reason="The strategy is TensorFlow's"
+    )
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0"])
+    with strategy.scope():
+        td = TimeDistributed(layers.Dense(2), **OPTIONS[option])
+        model = keras.Sequential([keras.Input((TIME, 3)), td])
+        model.compile("sgd", "mse")
+    x, y = normal(rng, 4, TIME, 3), normal(rng, 4, TIME, 2)
+
+    loss = model.fit(x, y, verbose=0).history["loss"]
+
+    assert np.isfinite(loss).all()
+
+
 def test_batch_normalization_gives_the_numbers_of_stock(rng):
     x = normal(rng, 4, 5, 3) * 3 + 1
     stock = normalizer(layers.TimeDistributed)
