@@ -56,7 +56,8 @@ def call_in_order(
     """
     state = random.getstate()
     arguments = fn, layer, nests, time, steps, training, remat, share_randomness
-    variables = list(layer.variables)
+    # Older Keras has variables of TensorFlow among them, in a `TFSMLayer`.
+    variables = [v for v in layer.variables if isinstance(v, keras.Variable)]
     try:
         return _call_in_order(*arguments, variables)
     except _UntrackedError as error:
