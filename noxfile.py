@@ -192,6 +192,19 @@ def benchmark(session, backend, script):
 
 @nox.session
 @each_backend
+def bench(session, backend):
+    """Measure what the layer gains and costs, and draw it for the README."""
+    use(session, backend)
+    session.install("-e", ".", *groups(backend, "bench"))
+    if backend == "tensorflow":
+        # It asks for a second TensorFlow, next to the CPU build.
+        session.install("--no-deps", "tf_keras")
+    session.run("python", "benchmarks/bench.py")
+    session.run("python", "benchmarks/report.py")
+
+
+@nox.session
+@each_backend
 def memory(session, backend):
     """Measure the memory of training on a long clip."""
     benchmark(session, backend, "memory")

@@ -1,22 +1,32 @@
 """Runs each measurement of a benchmark in a process of its own."""
 
 import argparse
+import ctypes
+import gc
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 
-def measure_apart(*arguments, env=()):
-    """What `measure` of the running script returns, in another process."""
+def measure_apart(*arguments, env=(), timeout=None):
+    """What `measure` of the running script returns, in another process.
+
+    It is `None` where that takes longer than `timeout` seconds.
+    """
     command = [sys.executable, sys.argv[0], "--measure", json.dumps(arguments)]
-    process = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env={**os.environ, **dict(env)},
-    )
+    try:
+        process = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=timeout,
+            env={**os.environ, **dict(env)},
+        )
+    except subprocess.TimeoutExpired:
+        return None
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -29,3 +39,22 @@ def run(description, measure, main):
         print(json.dumps(measure(*arguments)))
     else:
         main()
+
+
+def peak_memory(do):
+    """The megabytes that this process needs for `do()`, above what it has."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _status("VmRSS")
+    do()
+    return _status("VmHWM") - before
+
+
+def _status(name):
+    """A line of this process's status, in MB."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    [kilobytes] = [
+        line.split()[1] for line in status.splitlines() if name in line
+    ]
+    return int(kilobytes) / 1e3

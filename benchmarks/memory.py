@@ -8,10 +8,7 @@ the second step, above what it was before that step. The clip is in it before.
     KERAS_BACKEND=jax python benchmarks/memory.py
 """
 
-import ctypes
-import gc
 import os
-import pathlib
 import statistics
 
 import apart
@@ -33,15 +30,6 @@ FREE_AT_ONCE = {
     "MALLOC_TRIM_THRESHOLD_": "0",
     "TF_ENABLE_ONEDNN_OPTS": "0",
 }
-
-
-def read(name):
-    """A line of this process's status, in MB."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    [kilobytes] = [
-        line.split()[1] for line in status.splitlines() if name in line
-    ]
-    return int(kilobytes) / 1e3
 
 
 def measure(frames, options):
@@ -73,12 +61,7 @@ def measure(frames, options):
     x = keras.ops.ones((1, frames, SIZE, SIZE, 3))
     y = keras.ops.ones((1, frames, FEATURES))
     model.train_on_batch(x, y)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = read("VmRSS")
-    model.train_on_batch(x, y)
-    return read("VmHWM") - before
+    return apart.peak_memory(lambda: model.train_on_batch(x, y))
 
 
 def main():
