@@ -184,9 +184,9 @@ def scenarios(session, backend):
         session.run(*script, "--merge", *map(str, files))
 
 
-def benchmark(session, backend, script):
+def benchmark(session, backend, script, *names):
     use(session, backend)
-    session.install("-e", ".", *groups(backend))
+    session.install("-e", ".", *groups(backend, *names))
     session.run("python", f"benchmarks/{script}.py", *session.posargs)
 
 
@@ -194,12 +194,10 @@ def benchmark(session, backend, script):
 @each_backend
 def bench(session, backend):
     """Measure what the layer gains and costs, and draw it for the README."""
-    use(session, backend)
-    session.install("-e", ".", *groups(backend, "bench"))
     if backend == "tensorflow":
         # It asks for a second TensorFlow, next to the CPU build.
         session.install("--no-deps", "tf_keras")
-    session.run("python", "benchmarks/bench.py")
+    benchmark(session, backend, "bench", "bench")
     session.run("python", "benchmarks/report.py")
 
 

@@ -1,4 +1,4 @@
-"""Runs each measurement of a benchmark in a process of its own."""
+"""Measures in processes of their own, in turns, in seconds and megabytes."""
 
 import argparse
 import ctypes
@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 
 def measure_apart(*arguments, env=(), timeout=None):
@@ -39,6 +40,22 @@ def run(description, measure, main):
         print(json.dumps(measure(*arguments)))
     else:
         main()
+
+
+def take_turns(functions, rounds, seconds):
+    """The seconds of each function, in each round of all of them.
+
+    No round begins after so many `seconds`.
+    """
+    found: list = []
+    deadline = time.perf_counter() + seconds
+    while len(found) < rounds and time.perf_counter() < deadline:
+        found.append([])
+        for function in functions:
+            start = time.perf_counter()
+            function()
+            found[-1].append(time.perf_counter() - start)
+    return found
 
 
 def peak_memory(do):

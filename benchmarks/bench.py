@@ -9,6 +9,7 @@ in one process, in which they take turns. Every sample goes to a file in
     KERAS_BACKEND=jax python benchmarks/bench.py
 """
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -169,18 +170,12 @@ def alone(who, name, steps):
 def in_turns(those, name, steps):
     """What is done often: `{part: {who: [seconds, ...]}}`."""
     entrants = {who: Contender(who, name, steps) for who in those}
-    found = {part: {who: [] for who in those} for part in OFTEN}
+    found = {}
     for part, do in OFTEN.items():
-        for contender in entrants.values():
-            do(contender)
-        deadline = time.perf_counter() + SECONDS
-        for _ in range(ROUNDS):
-            for who, contender in entrants.items():
-                start = time.perf_counter()
-                do(contender)
-                found[part][who].append(time.perf_counter() - start)
-            if time.perf_counter() > deadline:
-                break
+        functions = [functools.partial(do, c) for c in entrants.values()]
+        apart.take_turns(functions, 1, SECONDS)
+        rounds = apart.take_turns(functions, ROUNDS, SECONDS)
+        found[part] = dict(zip(those, zip(*rounds, strict=True), strict=True))
     return found
 
 

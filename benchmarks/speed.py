@@ -10,7 +10,6 @@ a process of its own, in which the two take turns.
 
 import os
 import statistics
-import time
 
 import apart
 
@@ -77,22 +76,14 @@ def measure(name, steps):
         ),
     ]
 
-    def timed(part):
-        seconds = []
-        for parts in contenders:
-            start = time.perf_counter()
-            parts[part]()
-            seconds.append(time.perf_counter() - start)
-        return seconds
+    def take_turns(part, rounds):
+        functions = [parts[part] for parts in contenders]
+        return apart.take_turns(functions, rounds, SECONDS)
 
-    found = {"first train step": [timed("first train step")]}
+    found = {"first train step": take_turns("first train step", 1)}
     for part in "train step", "eager call":
-        timed(part)
-        start, found[part] = time.perf_counter(), []
-        while (
-            len(found[part]) < ROUNDS and time.perf_counter() - start < SECONDS
-        ):
-            found[part].append(timed(part))
+        take_turns(part, 1)
+        found[part] = take_turns(part, ROUNDS)
     return found
 
 

@@ -55,6 +55,10 @@ def flatten(nest):
     return [nest] if nest is None or is_tensor(nest) else tree.flatten(nest)
 
 
+def tensors(nest):
+    return list(filter(is_tensor, flatten(nest)))
+
+
 def map_tensors(fn, nest, *nests):
     """Maps `fn` over the tensors of `nest`; its other leaves stay."""
     if is_tensor(nest):

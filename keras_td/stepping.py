@@ -54,16 +54,13 @@ def call_in_order(
         Tuple of the nest of tensors `(batch, time, ...)`, and of the losses
         that the calls added, averaged over the steps.
     """
-    state = random.getstate()
     arguments = fn, layer, nests, time, steps, training, remat, share_randomness
-    # Older Keras has variables of TensorFlow among them, in a `TFSMLayer`.
-    variables = [v for v in layer.variables if isinstance(v, keras.Variable)]
+    state = random.getstate()
     try:
-        return _call_in_order(*arguments, variables)
+        return _call_in_order(*arguments)
     except _UntrackedError as error:
         random.setstate(state)
-        variables += error.variables
-        return _call_in_order(*arguments, variables, some_may_be_untracked=True)
+        return _call_in_order(*arguments, variables=error.variables)
 
 
 def _call_in_order(
@@ -75,10 +72,9 @@ def _call_in_order(
     training,
     remat,
     share_randomness,
-    variables,
-    some_may_be_untracked=False,
+    variables=None,
 ):
-    flat = [x for nest in nests for x in _tensors(nest)]
+    flat = [x for nest in nests for x in folding.tensors(nest)]
     moves = [x.shape[1] != 1 for x in flat]
     moving, fixed = _split(flat, moves)
 
@@ -86,6 +82,12 @@ def _call_in_order(
         flat = iter(_merge(moving, fixed, moves))
         return fn([_pack(nest, flat) for nest in nests], size)
 
+    strict = variables is None
+    if strict:
+        # Older Keras has variables of TensorFlow too, in a `TFSMLayer`.
+        variables = [
+            v for v in layer.variables if isinstance(v, keras.Variable)
+        ]
     # PyTorch changes a variable in place while its old value has gradients.
     values = [
         ops.convert_to_tensor(v) if v.trainable else ops.copy(v)
@@ -94,9 +96,7 @@ def _call_in_order(
     drawing: Callable = contextlib.nullcontext
     if share_randomness:
         drawing = _drawing_alike(layer, variables, values)
-    call = _stateless(
-        on_lists, layer, variables, drawing, some_may_be_untracked
-    )
+    call = _stateless(on_lists, layer, variables, drawing, strict)
     again = _remat if remat else lambda call: call
     run = functools.partial(_run, again(call), fixed)
     loop = functools.partial(_loop, call, again, fixed, values)
@@ -169,7 +169,7 @@ def _in_unknown_time(run, loop, start, moving, time, steps):
     return _concatenate([outputs, later]), state
 
 
-def _stateless(fn, layer, variables, drawing, some_may_be_untracked):
+def _stateless(fn, layer, variables, drawing, strict):
     """Makes the values of variables an argument, and their updates a result.
 
     Returns:
@@ -189,8 +189,10 @@ def _stateless(fn, layer, variables, drawing, some_may_be_untracked):
                 part = [_after(done, x) for x in _cut(moving, start, stop)]
                 with drawing():
                     parts.append(fn(fixed, part, size))
-                if scope.untracked and not some_may_be_untracked:
-                    raise _UntrackedError([*scope.untracked.values()])
+                if scope.untracked and strict:
+                    raise _UntrackedError(
+                        [*variables, *scope.untracked.values()]
+                    )
                 after = [
                     _pass_on(v, old, scope)
                     for v, old in zip(variables, after, strict=True)
@@ -235,6 +237,9 @@ class _UntrackedError(Exception):
 
     Such are the states of recurrent layers, metrics, the variables of layers
     that a `Lambda` calls, and the seed that all draw from who have none.
+
+    Args:
+        variables: All that it uses, those that Keras knows among them.
     """
 
     def __init__(self, variables):
@@ -260,7 +265,7 @@ def _take_losses(scope, layer):
     losses, scope.losses = scope.losses, []
     # Keras knows a loss by its id, which another gets when this one is gone.
     ids = set(map(id, losses))
-    for inner in layer._flatten_layers():
+    for inner in layer._flatten_layers() if ids else ():
         inner._loss_ids.difference_update(ids)
     return losses
 
@@ -341,7 +346,7 @@ def _loop(call, again, fixed, start, probed, state, tensors, turns, sizes):
         structure, state = _run(call, fixed, state, part, [sizes])
         values, totals, done = state
         carried, _ = _split(values, changed)
-        return done, (tuple(_tensors(structure)), carried, totals)
+        return done, (tuple(folding.tensors(structure)), carried, totals)
 
     def turn(inputs, states):
         index, zeros, carried, totals = states
@@ -418,7 +423,7 @@ def _once_there(done, nest):
     """Lets `done` wait for the tensors of a nest."""
     if done is None:
         return None
-    for x in _tensors(nest):
+    for x in folding.tensors(nest):
         first = ops.reshape(x, (-1,))[:1]
         zeros = ops.where(ops.equal(first, first), 0.0, 0.0)
         done = done + ops.sum(zeros)
@@ -435,7 +440,7 @@ def _remat(call):
     def call_remat(done, fixed, values, *nests):
         nests = [fixed, values, *nests]
         flat = tree.flatten(nests)
-        differentiable = [_is_a(x, "float", "complex") for x in flat]
+        differentiable = [_has_gradients(x) for x in flat]
         given, others = _split(flat, differentiable)
         # TensorFlow's variables, if no tensors are made of them, get gradients
         # twice.
@@ -452,7 +457,7 @@ def _remat(call):
                 done, structure = call(
                     done, fixed, _tie(values, done), *nests_again
                 )
-            return [done, *map(_to_floats, _tensors(structure))]
+            return [done, *map(_to_floats, folding.tensors(structure))]
 
         with warnings.catch_warnings():
             # Backends that have no backward pass say so.
@@ -461,7 +466,7 @@ def _remat(call):
         done, *found = remat(done, *given)
         found = iter(found)
         return done, folding.map_tensors(
-            lambda x: _from_floats(next(found), x.dtype), structure
+            lambda x: _from_floats(next(found), x), structure
         )
 
     return call_remat
@@ -474,8 +479,7 @@ def _tie(values, done):
     there. So the backward pass goes call by call too.
     """
     return [
-        v + ops.cast(done, v.dtype) if _is_a(v, "float", "complex") else v
-        for v in values
+        v + ops.cast(done, v.dtype) if _has_gradients(v) else v for v in values
     ]
 
 
@@ -510,10 +514,10 @@ def _to_floats(x):
     return ops.stack([ops.cast(d, "float32") for d in (*digits, x)])
 
 
-def _from_floats(x, dtype):
-    dtype = keras.backend.standardize_dtype(dtype)
-    if dtype != "bool" and "int" not in dtype:
+def _from_floats(x, like):
+    if not _is_a(like, "int", "bool"):
         return x
+    dtype = keras.backend.standardize_dtype(like.dtype)
     whole = dtype if _bytes(dtype) > 2 else "int32"
     digits = [ops.cast(d, whole) for d in ops.unstack(x)]
     number = functools.reduce(lambda a, b: a * 2**16 + b, digits[::-1])
@@ -532,10 +536,6 @@ def _has_values(x):
     except Exception:
         return False
     return True
-
-
-def _tensors(nest):
-    return list(filter(folding.is_tensor, folding.flatten(nest)))
 
 
 def _pack(nest, tensors):
@@ -564,6 +564,10 @@ def _concatenate(nests):
     return folding.map_tensors(
         lambda *ys: ops.concatenate(ys, axis=1), nests[0], *nests[1:]
     )
+
+
+def _has_gradients(x):
+    return _is_a(x, "float", "complex")
 
 
 def _is_a(x, *kinds):

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import itertools
 import numbers
 
 import keras
@@ -181,14 +180,14 @@ class TimeDistributed(keras.layers.Wrapper):
     def _call_steps(self, call, arguments, masks, time, training):
         """Calls the layer as often as the options ask for."""
         steps = self._steps_of_a_call()
+        if not (steps or self.remat):
+            return call(arguments, masks, time)
         if _shapes_will_do(arguments):
             outputs = call(*self._of_one_call(arguments, masks, time))
             if steps:
                 restore = functools.partial(folding.with_time, time=time)
                 outputs = _map_both(restore, outputs)
             return outputs
-        if not (steps or self.remat):
-            return call(arguments, masks, time)
         if not self.layer.built:
             # What cannot be traced has to do without.
             with contextlib.suppress(Exception):
@@ -340,10 +339,7 @@ def _fold(arguments, masks, time):
     """
     align = functools.partial(folding.align, time=time)
     arguments, masks = _map(align, arguments), _map(align, masks)
-    flat = itertools.chain.from_iterable(
-        map(folding.flatten, arguments.values())
-    )
-    like = next(filter(folding.is_tensor, flat))
+    like = next(x for n in arguments.values() for x in folding.tensors(n))
     arguments, masks = _map(folding.fold, arguments), _map(folding.fold, masks)
     return arguments, masks, lambda x: folding.unfold(x, like)
 
