@@ -26,6 +26,12 @@ _ATTENTION = (
     keras.layers.MultiHeadAttention,
     keras.layers.GroupQueryAttention,
 )
+# They give masks only to what comes with one.
+_PASSING_ON = (
+    keras.Layer.compute_mask,
+    keras.layers.RNN.compute_mask,
+    keras.layers.Bidirectional.compute_mask,
+)
 
 
 def get_masks(tensors):
@@ -47,6 +53,11 @@ def set_masks(tensors, masks):
 
 def any_mask(masks):
     return any(mask is not None for mask in folding.flatten(masks))
+
+
+def makes_masks(layer):
+    """Whether a layer may give a mask to what comes without one."""
+    return type(layer).compute_mask not in _PASSING_ON
 
 
 def incoming(tensors, mask=None):

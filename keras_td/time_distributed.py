@@ -254,8 +254,7 @@ class TimeDistributed(keras.layers.Wrapper):
         }
 
     def compute_mask(self, inputs, mask=None):
-        own = type(self.layer).compute_mask is not keras.Layer.compute_mask
-        if not own and not masking.any_mask(mask):
+        if not masking.any_mask(mask) and not masking.makes_masks(self.layer):
             return None
         arguments, masks, time = _gather(inputs, (), {}, mask)
         step_mask = _step_mask(masks, time)
