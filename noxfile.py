@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import sys
 
 import nox
@@ -186,7 +187,7 @@ def scenarios(session, backend):
 
 def benchmark(session, backend, script, *names):
     use(session, backend)
-    session.install("-e", ".", *groups(backend, *names))
+    session.install("-e", ".", *groups(*names))
     session.run("python", f"benchmarks/{script}.py", *session.posargs)
 
 
@@ -197,7 +198,8 @@ def bench(session, backend):
     if backend == "tensorflow":
         # It asks for a second TensorFlow, next to the CPU build.
         session.install("--no-deps", "tf_keras")
-    benchmark(session, backend, "bench", "bench")
+    hardware = "cuda-" if shutil.which("nvidia-smi") else ""
+    benchmark(session, backend, "bench", "bench", hardware + backend)
     session.run("python", "benchmarks/report.py")
 
 
@@ -205,17 +207,17 @@ def bench(session, backend):
 @each_backend
 def memory(session, backend):
     """Measure the memory of training on a long clip."""
-    benchmark(session, backend, "memory")
+    benchmark(session, backend, "memory", backend)
 
 
 @nox.session
 @each_backend
 def speed(session, backend):
     """Time calls in order, against Keras's own layer."""
-    benchmark(session, backend, "speed")
+    benchmark(session, backend, "speed", backend)
 
 
 @nox.session
 def compile_time(session):
     """Time JAX's compilation, against Keras's own layer."""
-    benchmark(session, "jax", "compile_time")
+    benchmark(session, "jax", "compile_time", "jax")

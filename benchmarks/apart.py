@@ -6,9 +6,17 @@ import gc
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import time
+
+# What is freed goes back to the system, so that only what is in use counts.
+FREE_AT_ONCE = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "0",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+}
 
 
 def measure_apart(*arguments, env=(), timeout=None):
@@ -20,14 +28,15 @@ def measure_apart(*arguments, env=(), timeout=None):
     try:
         process = subprocess.run(
             command,
-            stdout=subprocess.PIPE,
+            capture_output=True,
             text=True,
-            check=True,
             timeout=timeout,
             env={**os.environ, **dict(env)},
         )
     except subprocess.TimeoutExpired:
         return None
+    if process.returncode:
+        raise RuntimeError(process.stderr)
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -45,17 +54,34 @@ def run(description, measure, main):
 def take_turns(functions, rounds, seconds):
     """The seconds of each function, in each round of all of them.
 
-    No round begins after so many `seconds`.
+    Each round has an order of its own, as what comes after a large function
+    finds the caches cold, and a depth of its own, as Python's stack grows in
+    pieces and calls across an edge are slow. After the third, no round begins
+    after so many `seconds`.
     """
     found: list = []
+    chance = random.Random(0)
     deadline = time.perf_counter() + seconds
-    while len(found) < rounds and time.perf_counter() < deadline:
-        found.append([])
-        for function in functions:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    while len(found) < min(rounds, 3) or (
+        len(found) < rounds and time.perf_counter() < deadline
+    ):
+        turn, depth = {}, chance.randrange(50)
+        for i in chance.sample(range(len(functions)), len(functions)):
+            gc.collect()  # what others left behind
             start = time.perf_counter()
-            function()
-            found[-1].append(time.perf_counter() - start)
+            _call_at(depth, functions[i])
+            turn[i] = round(time.perf_counter() - start, 7)
+        found.append([turn[i] for i in sorted(turn)])
+    gc.enable()
+    gc.unfreeze()
     return found
+
+
+def _call_at(depth, function):
+    return _call_at(depth - 1, function) if depth else function()
 
 
 def peak_memory(do):

@@ -2,15 +2,17 @@
 
 A layer is applied to every time step by `keras_td`, by the layers of Keras 3
 and Keras 2, and by hand; the floor is the bare layer on as many samples without
-a time. What is done once is measured in a process for each; what is done often
-in one process, in which they take turns. Every sample goes to a file in
-`benchmarks/results`, from which `report.py` draws.
+a time. For each layer and number of steps they take turns in one process, and
+memory is measured in a process for each. Every sample goes to a file in
+`benchmarks/results`, from which `report.py` draws. An interrupted run goes on
+where it stopped.
 
     KERAS_BACKEND=jax python benchmarks/bench.py
 """
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -29,12 +31,10 @@ STEPS = 8, 32, 128, 1024
 MODELS = "Dense", "CNN", "CNN, normalized", "LSTM", "MobileNetV2"
 OWN, STOCK, KERAS_2 = "keras_td", "keras.layers", "tf_keras"
 HAND, BARE, IDENTITY = "by hand", "bare layer", "identity wrapper"
-ONCE = "building", "first train step", "memory"
-PROCESSES = 3
-# Who takes longer to be measured once is reported as such.
-LIMIT = 90
-# Rounds of all, in each of which they run once.
-ROUNDS, SECONDS = 50, 10
+# Who takes longer to be built and to train twice is reported as such.
+LIMIT = 60
+# Rounds of all, in each of which they run once; few begin after so long.
+STARTS, ROUNDS, SECONDS = 5, 30, 10
 
 
 def make(name, keras):
@@ -108,13 +108,24 @@ def by_hand(layer, shape, steps):
     return keras.Model(inputs, outputs)
 
 
+@functools.cache
+def array(shape):
+    import numpy as np
+
+    return np.ones(shape, "float32")
+
+
+@functools.cache
+def tensor(shape):
+    from keras import ops
+
+    return ops.convert_to_tensor(array(shape))
+
+
 class Contender:
-    """A model that applies a layer to every time step, and its data."""
+    """A model that applies a layer to every time step."""
 
     def __init__(self, who, name, steps):
-        import numpy as np
-        from keras import ops
-
         keras = keras_of(who)
         layer, shape = make(name, keras)
         lead = (BATCH, steps)
@@ -128,55 +139,96 @@ class Contender:
             self.model = keras.Sequential([inputs, self.layer])
         self.model.compile("sgd", "mse")
         outputs = self.model.output_shape[len(lead) :]
-        self.x = np.ones((*lead, *shape), "float32")
-        self.y = np.ones((*lead, *outputs), "float32")
-        self.tensor = ops.convert_to_tensor(self.x)
+        self.x, self.y = (*lead, *shape), (*lead, *outputs)
 
     def train(self):
-        self.model.train_on_batch(self.x, self.y)
+        self.model.train_on_batch(array(self.x), array(self.y))
 
     def predict(self):
-        self.model.predict_on_batch(self.x)
+        self.model.predict_on_batch(array(self.x))
 
     def call(self):
         from keras import ops
 
         # To read numbers is to wait for them.
-        ops.convert_to_numpy(self.layer(self.tensor)[:1])
+        ops.convert_to_numpy(self.layer(tensor(self.x))[:1])
 
 
-OFTEN = {
-    "train step": Contender.train,
-    "predict step": Contender.predict,
-    "eager call": Contender.call,
-}
+class TensorFlowContender(Contender):
+    """Trains as `fit` does: Keras 2 makes a data set of a single batch."""
+
+    @functools.cached_property
+    def batches(self):
+        import tensorflow as tf
+
+        batch = array(self.x), array(self.y)
+        return iter(tf.data.Dataset.from_tensors(batch).repeat())
+
+    def train(self):
+        if self.model.train_function is None:
+            super().train()
+        else:
+            self.model.train_function(self.batches)["loss"].numpy()
 
 
-def alone(who, name, steps):
-    """What is done once: `{part: seconds, or megabytes}`."""
-    # What a backend does once in a process is not to be measured.
-    Contender(BARE, "Dense", 1).train()
-    start = time.perf_counter()
-    contender = Contender(who, name, steps)
-    built = time.perf_counter()
+class Keras2Contender(TensorFlowContender):
+    def predict(self):
+        self.model.make_predict_function()(self.batches).numpy()
+
+
+def enter(who, name, steps):
+    cls = Contender
+    if BACKEND == "tensorflow":
+        cls = Keras2Contender if who == KERAS_2 else TensorFlowContender
+    return cls(who, name, steps)
+
+
+# Methods of a contender.
+OFTEN = {"train step": "train", "predict step": "predict", "eager call": "call"}
+
+
+def warm_up(name):
+    """Does what a backend does once in a process."""
+    contender = enter(BARE, name, 1)
+    for method in OFTEN.values():
+        getattr(contender, method)()
+
+
+def memory(who, name, steps):
+    """The megabytes of a train step."""
+    warm_up(name)
+    contender = enter(who, name, steps)
     contender.train()
-    trained = time.perf_counter()
-    memory = apart.peak_memory(contender.train)
-    return dict(
-        zip(ONCE, (built - start, trained - built, memory), strict=True)
-    )
+    return apart.peak_memory(contender.train)
 
 
-def in_turns(those, name, steps):
-    """What is done often: `{part: {who: [seconds, ...]}}`."""
-    entrants = {who: Contender(who, name, steps) for who in those}
+def times(those, name, steps):
+    """The seconds of all parts: `{part: {who: [seconds, ...]}}`."""
+    warm_up(name)
+    built: dict = {who: [] for who in those}
+    entrants = {}
+
+    def build(who):
+        built[who].append(enter(who, name, steps))
+
+    def start(who):
+        entrants[who] = built[who].pop()
+        entrants[who].train()
+
     found = {}
-    for part, do in OFTEN.items():
-        functions = [functools.partial(do, c) for c in entrants.values()]
-        apart.take_turns(functions, 1, SECONDS)
-        rounds = apart.take_turns(functions, ROUNDS, SECONDS)
-        found[part] = dict(zip(those, zip(*rounds, strict=True), strict=True))
-    return found
+    builds = [functools.partial(build, who) for who in those]
+    found["building"] = apart.take_turns(builds, STARTS, SECONDS)
+    starts = [functools.partial(start, who) for who in those]
+    rounds = len(found["building"])
+    found["first train step"] = apart.take_turns(starts, rounds, SECONDS)
+    for part, method in OFTEN.items():
+        again = [getattr(entrants[who], method) for who in those]
+        apart.take_turns(again, 1, 0)
+        found[part] = apart.take_turns(again, ROUNDS, SECONDS)
+    return {
+        part: dict(zip(those, zip(*rounds, strict=True), strict=True))
+        for part, rounds in found.items()
+    }
 
 
 def device():
@@ -200,38 +252,36 @@ def device():
 
 
 def measure(what, *arguments):
-    return {"alone": alone, "in turns": in_turns, "device": device}[what](
-        *arguments
-    )
+    functions = {"memory": memory, "times": times, "device": device}
+    return functions[what](*arguments)
 
 
-def measure_all(advance):
-    """Every sample: `{name: {steps: {part: {who: [...], or None}}}}`.
+def measure_cell(name, steps, slow, advance):
+    """Every sample of a layer and a number of steps.
 
-    It is `None` where a contender takes too long, and with more steps too.
+    Args:
+        slow: Who takes too long, and is not measured.
+        advance: What to call after each measurement.
+
+    Returns:
+        Dict `{part: {who: [sample, ...]}}`. Who takes too long is not in it.
     """
     found = {}
-    for name in MODELS:
-        entrants = contenders(name)
-        for steps in STEPS:
-            cell = {part: dict.fromkeys(contenders(name)) for part in ONCE}
-            for who in contenders(name):
-                for _ in range(PROCESSES if who in entrants else 0):
-                    run = apart.measure_apart(
-                        "alone", who, name, steps, timeout=LIMIT
-                    )
-                    if run is None:
-                        entrants.remove(who)
-                        break
-                    for part in ONCE:
-                        cell[part][who] = [*(cell[part][who] or ()), run[part]]
-                advance()
-            rounds = apart.measure_apart("in turns", entrants, name, steps)
-            for part in OFTEN:
-                cell[part] = {w: rounds[part].get(w) for w in contenders(name)}
-            advance()
-            found.setdefault(name, {})[steps] = cell
-    return found
+    for who in contenders(name):
+        if who not in slow:
+            found[who] = apart.measure_apart(
+                "memory",
+                who,
+                name,
+                steps,
+                env=apart.FREE_AT_ONCE,
+                timeout=LIMIT,
+            )
+        advance()
+    found = {who: [mb] for who, mb in found.items() if mb is not None}
+    seconds = apart.measure_apart("times", list(found), name, steps)
+    advance()
+    return {**seconds, "memory": found}
 
 
 def versions():
@@ -250,26 +300,54 @@ def versions():
     }
 
 
-def main():
-    import keras
-
-    cells = len(STEPS) * sum(len(contenders(name)) + 1 for name in MODELS)
-    bar = keras.utils.Progbar(cells, unit_name="measurement")
-    where = apart.measure_apart("device")
-    print(f"Keras on {BACKEND}, {where}: {cells} measurements.")
-    found = {
+def about(where):
+    return {
         "backend": BACKEND,
         "device": where,
         "cores": os.cpu_count(),
         "system": platform.system(),
         "Python": platform.python_version(),
         "versions": versions(),
-        "date": time.strftime("%Y-%m-%d"),
-        "samples": measure_all(lambda: bar.add(1)),
+        "limit": LIMIT,
     }
+
+
+def resume(path, run):
+    """The cells of such a run that was interrupted."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    return before["cells"] if run.items() <= before.items() else []
+
+
+def main():
+    import keras
+
+    where = apart.measure_apart("device")
+    run = about(where)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{BACKEND}-{where.replace(' ', '-')}.json"
-    path.write_text(json.dumps(found, indent=1))
+    unfinished = path.with_suffix(".part")
+    cells = resume(unfinished, run)
+    measurements = sum(len(contenders(n)) + 1 for n in MODELS for _ in STEPS)
+    print(f"Keras on {BACKEND}, {where}: {measurements} measurements.")
+    bar = keras.utils.Progbar(measurements, unit_name="measurement")
+    done = {(cell["layer"], cell["steps"]) for cell in cells}
+    for name, steps in itertools.product(MODELS, STEPS):
+        if (name, steps) in done:
+            bar.add(len(contenders(name)) + 1)
+            continue
+        # Who took too long before does so with more steps too.
+        slow = {
+            who
+            for cell in cells
+            for who in contenders(name)
+            if cell["layer"] == name and who not in cell["samples"]["memory"]
+        }
+        samples = measure_cell(name, steps, slow, lambda: bar.add(1))
+        cells.append({"layer": name, "steps": steps, "samples": samples})
+        date = time.strftime("%Y-%m-%d")
+        found = json.dumps({**run, "date": date, "cells": cells})
+        unfinished.write_text(found)
+    unfinished.replace(path)
     print(f"Every sample is in {path}.")
 
 

@@ -24,12 +24,6 @@ RUNS = {
     "8 frames alone": (8, {}),
 }
 PROCESSES = 2
-# What is freed goes back to the system, so that only what is in use counts.
-FREE_AT_ONCE = {
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "0",
-    "TF_ENABLE_ONEDNN_OPTS": "0",
-}
 
 
 def measure(frames, options):
@@ -68,7 +62,7 @@ def main():
     backend = os.environ["KERAS_BACKEND"]
     found = {
         name: [
-            apart.measure_apart(*run, env=FREE_AT_ONCE)
+            apart.measure_apart(*run, env=apart.FREE_AT_ONCE)
             for _ in range(PROCESSES)
         ]
         for name, run in RUNS.items()

@@ -1,4 +1,4 @@
-"""Draws the samples of `bench.py`, and puts their ratios into the README.
+"""Draws the samples of `bench.py`, and puts their ratios into Markdown tables.
 
 python benchmarks/report.py
 """
@@ -10,22 +10,30 @@ import statistics
 import matplotlib.pyplot as plt
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+# All ratios stand there, and those of some in the README.
+ALL = RESULTS / "ratios.md"
 README = RESULTS.parent.parent / "README.md"
-START, END = "<!-- ratios -->\n", "\n<!-- end of ratios -->"
-PARTS = "first train step", "train step", "predict step", "eager call"
-OTHERS = "bare layer", "keras.layers"
-# Of these many steps the README tells.
-TOLD = "128"
+START, END = "<!-- ratios -->", "<!-- end of ratios -->"
+PARTS = (
+    "building",
+    "first train step",
+    "train step",
+    "predict step",
+    "eager call",
+)
+NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 CHARTED = "Dense", "CNN, normalized", "LSTM"
 CHARTS = {"first train step": "first_step.png", "train step": "train_step.png"}
 # For a light and for a dark page.
 GRAY = "#868e96"
+FLOOR = "bare layer"
+# In the order of drawing.
 COLORS = {
-    "keras_td": "#2f9e44",
-    "keras.layers": "#e8590c",
-    "tf_keras": "#ae3ec9",
+    FLOOR: GRAY,
     "by hand": "#228be6",
-    "bare layer": GRAY,
+    "tf_keras": "#ae3ec9",
+    "keras.layers": "#e8590c",
+    "keras_td": "#2f9e44",
 }
 STYLE = {
     "text.color": GRAY,
@@ -40,52 +48,83 @@ STYLE = {
 
 
 def ratio(samples, other):
-    """How many times as long as another `keras_td` takes: the median.
+    """How many times as long as another `keras_td` takes, turn by turn.
 
-    Those that took turns are compared turn by turn.
+    Returns:
+        The median, and half the range of the middle half.
     """
-    if not samples[other]:
-        return "-"
     pairs = zip(samples["keras_td"], samples[other], strict=True)
-    return f"{statistics.median(own / its for own, its in pairs):.2f}"
+    ratios = [own / its for own, its in pairs]
+    low, median, high = statistics.quantiles(ratios, method="inclusive")
+    digits = 2 if median > 0.1 else 3
+    return f"{median:.{digits}f} ± {(high - low) / 2:.{digits}f}"
 
 
-def table(run, wanted):
-    """The ratios of a run, for the numbers of steps that are wanted."""
-    heads = [f"{part} / {other}" for other in OTHERS for part in PARTS]
-    rows = [["layer", "steps", *heads], ["---"] + ["--:"] * (len(heads) + 1)]
-    for name, cells in run["samples"].items():
-        for steps in filter(wanted.__contains__, cells):
-            ratios = [
-                ratio(cells[steps][part], other)
-                for other in OTHERS
-                for part in PARTS
-            ]
-            rows.append([name, steps, *ratios])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    versions = [
-        f"{name} {version}" for name, version in run["versions"].items()
+def row(cell, other, limit):
+    samples = cell["samples"]
+    memory = samples["memory"]
+    [own] = memory["keras_td"]
+    if other not in memory:
+        found = [f"> {limit} s" for _ in PARTS]
+        found.append(f"{own:.0f} / -")
+    else:
+        found = [ratio(samples[part], other) for part in PARTS]
+        found.append(f"{own:.0f} / {memory[other][0]:.0f}")
+    return [cell["layer"], str(cell["steps"]), other, *found]
+
+
+def table(run, wanted=lambda steps, other: True):
+    """The ratios of a run, for those numbers of steps, to those others."""
+    heads = ["layer", "steps", "against", *PARTS, "memory, MB"]
+    align = ["---", "--:", "---", *["--:"] * (len(PARTS) + 1)]
+    rows = [
+        row(cell, other, run["limit"])
+        for cell in run["cells"]
+        for other in contenders(run, cell["layer"])
+        if wanted(cell["steps"], other)
     ]
+    lines = [f"| {' | '.join(line)} |" for line in [heads, align, *rows]]
+    return "\n".join([f"{title(run)}:", "", *lines])
+
+
+def contenders(run, name):
+    """Who took part, with a layer, beside `keras_td`."""
+    taken = {
+        who: None
+        for cell in run["cells"]
+        if cell["layer"] == name
+        for who in cell["samples"]["memory"]
+    }
+    return [who for who in taken if who != "keras_td"]
+
+
+def is_told(steps, other):
+    return steps == 128 and other in (FLOOR, "keras.layers")
+
+
+def title(run):
+    versions = [f"{name} {found}" for name, found in run["versions"].items()]
     where = f"{run['device']} with {run['cores']} cores, Python {run['Python']}"
-    title = f"{run['backend']} on {where}, {', '.join(versions)}, {run['date']}"
-    return "\n".join([f"{title}:", "", *lines])
+    about = [f"{NAMES[run['backend']]} on {where}", *versions, run["date"]]
+    return ", ".join(about)
 
 
 def draw(axes, cells, part):
     """Medians against the number of steps, a line for each contender."""
     for who, color in COLORS.items():
         points = [
-            (int(steps), statistics.median(cell[part][who]))
-            for steps, cell in cells.items()
-            if cell[part].get(who)
+            (cell["steps"], statistics.median(cell["samples"][part][who]))
+            for cell in cells
+            if who in cell["samples"][part]
         ]
         if points:
-            axes.plot(
-                *zip(*points, strict=True), "o-", ms=3, c=color, label=who
-            )
+            # What others reach lies on the floor, not under it.
+            width = {"lw": 6, "alpha": 0.4} if who == FLOOR else {"lw": 1.5}
+            axes.plot(*zip(*points, strict=True), c=color, label=who, **width)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(list(map(int, cells)), list(cells))
+    steps = [cell["steps"] for cell in cells]
+    axes.set_xticks(steps, steps)
     axes.minorticks_off()
 
 
@@ -101,18 +140,23 @@ def chart(runs, part, path):
         )
         for column, run in zip(grid.T, runs, strict=True):
             for axes, name in zip(column, CHARTED, strict=True):
-                draw(axes, run["samples"][name], part)
-                axes.set_title(f"{name}, {run['backend']}", fontsize=9)
+                cells = [c for c in run["cells"] if c["layer"] == name]
+                draw(axes, cells, part)
+                where = f"{name}, {NAMES[run['backend']]}"
+                if run["device"] != "CPU":
+                    where += f", {run['device']}"
+                axes.set_title(where, fontsize=9)
             column[-1].set_xlabel("time steps")
         for axes in grid[:, 0]:
             axes.set_ylabel(f"{part}, seconds")
         lines = [line for axes in grid.flat for line in axes.lines]
         named = {line.get_label(): line for line in lines}
+        order = [who for who in reversed(COLORS) if who in named]
         figure.legend(
-            named.values(),
-            named.keys(),
+            map(named.get, order),
+            order,
             loc="outside upper center",
-            ncols=len(named),
+            ncols=len(order),
             frameon=False,
         )
         figure.savefig(path, dpi=150, transparent=True)
@@ -121,14 +165,15 @@ def chart(runs, part, path):
 
 def main():
     runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
-    for run in runs:
-        print(table(run, run["samples"]["Dense"].keys()), end="\n\n")
     for part, name in CHARTS.items():
         chart(runs, part, RESULTS / name)
-    before, _, rest = README.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    told = "\n\n".join(table(run, {TOLD}) for run in runs)
-    README.write_text(f"{before}{START}{told}{END}{after}")
+    ratios = "\n\n".join(table(run) for run in runs)
+    ALL.write_text(f"# All ratios\n\n{ratios}\n")
+    print(ratios)
+    told = "\n\n".join(table(run, is_told) for run in runs)
+    before, rest = README.read_text().split(START)
+    _, after = rest.split(END)
+    README.write_text(f"{before}{START}\n{told}\n\n{END}{after}")
 
 
 if __name__ == "__main__":
