@@ -187,7 +187,7 @@ def scenarios(session, backend):
 
 def benchmark(session, backend, script, *names):
     use(session, backend)
-    session.install("-e", ".", *groups(*names))
+    session.install("-e", ".", *groups(*names or [backend]))
     session.run("python", f"benchmarks/{script}.py", *session.posargs)
 
 
@@ -207,17 +207,17 @@ def bench(session, backend):
 @each_backend
 def memory(session, backend):
     """Measure the memory of training on a long clip."""
-    benchmark(session, backend, "memory", backend)
+    benchmark(session, backend, "memory")
 
 
 @nox.session
 @each_backend
 def speed(session, backend):
     """Time calls in order, against Keras's own layer."""
-    benchmark(session, backend, "speed", backend)
+    benchmark(session, backend, "speed")
 
 
 @nox.session
 def compile_time(session):
     """Time JAX's compilation, against Keras's own layer."""
-    benchmark(session, "jax", "compile_time", "jax")
+    benchmark(session, "jax", "compile_time")

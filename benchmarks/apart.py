@@ -65,16 +65,16 @@ def take_turns(functions, rounds, seconds):
     gc.collect()
     gc.freeze()
     gc.disable()
-    while len(found) < min(rounds, 3) or (
-        len(found) < rounds and time.perf_counter() < deadline
+    while len(found) < rounds and (
+        len(found) < 3 or time.perf_counter() < deadline
     ):
-        turn, depth = {}, chance.randrange(50)
+        turn, depth = [0.0] * len(functions), chance.randrange(50)
         for i in chance.sample(range(len(functions)), len(functions)):
             gc.collect()  # what others left behind
             start = time.perf_counter()
             _call_at(depth, functions[i])
             turn[i] = round(time.perf_counter() - start, 7)
-        found.append([turn[i] for i in sorted(turn)])
+        found.append(turn)
     gc.enable()
     gc.unfreeze()
     return found

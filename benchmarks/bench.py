@@ -10,6 +10,7 @@ where it stopped.
     KERAS_BACKEND=jax python benchmarks/bench.py
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import itertools
@@ -31,6 +32,7 @@ STEPS = 8, 32, 128, 1024
 MODELS = "Dense", "CNN", "CNN, normalized", "LSTM", "MobileNetV2"
 OWN, STOCK, KERAS_2 = "keras_td", "keras.layers", "tf_keras"
 HAND, BARE, IDENTITY = "by hand", "bare layer", "identity wrapper"
+PACKAGES = "keras", "jax", "torch", "tensorflow", "tensorflow-cpu", "tf_keras"
 # Who takes longer to be built and to train twice is reported as such.
 LIMIT = 60
 # Rounds of all, in each of which they run once; few begin after so long.
@@ -185,6 +187,7 @@ def enter(who, name, steps):
 
 # Methods of a contender.
 OFTEN = {"train step": "train", "predict step": "predict", "eager call": "call"}
+PARTS = ("building", "first train step", *OFTEN)
 
 
 def warm_up(name):
@@ -223,7 +226,8 @@ def times(those, name, steps):
     found["first train step"] = apart.take_turns(starts, rounds, SECONDS)
     for part, method in OFTEN.items():
         again = [getattr(entrants[who], method) for who in those]
-        apart.take_turns(again, 1, 0)
+        for function in again:
+            function()
         found[part] = apart.take_turns(again, ROUNDS, SECONDS)
     return {
         part: dict(zip(those, zip(*rounds, strict=True), strict=True))
@@ -285,19 +289,11 @@ def measure_cell(name, steps, slow, advance):
 
 
 def versions():
-    names = {
-        "keras",
-        "tensorflow",
-        "tensorflow-cpu",
-        "tf_keras",
-        "jax",
-        "torch",
-    }
-    return {
-        found.name: found.version
-        for found in importlib.metadata.distributions()
-        if found.name in names
-    }
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def about(where):
@@ -318,6 +314,16 @@ def resume(path, run):
     return before["cells"] if run.items() <= before.items() else []
 
 
+def too_slow(cells, name):
+    """Who took too long with a layer, and so does with more steps too."""
+    return {
+        who
+        for cell in cells
+        for who in contenders(name)
+        if cell["layer"] == name and who not in cell["samples"]["memory"]
+    }
+
+
 def main():
     import keras
 
@@ -335,13 +341,7 @@ def main():
         if (name, steps) in done:
             bar.add(len(contenders(name)) + 1)
             continue
-        # Who took too long before does so with more steps too.
-        slow = {
-            who
-            for cell in cells
-            for who in contenders(name)
-            if cell["layer"] == name and who not in cell["samples"]["memory"]
-        }
+        slow = too_slow(cells, name)
         samples = measure_cell(name, steps, slow, lambda: bar.add(1))
         cells.append({"layer": name, "steps": steps, "samples": samples})
         date = time.strftime("%Y-%m-%d")

@@ -4,36 +4,28 @@ python benchmarks/report.py
 """
 
 import json
-import pathlib
 import statistics
 
 import matplotlib.pyplot as plt
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+import bench
+
 # All ratios stand there, and those of some in the README.
-ALL = RESULTS / "ratios.md"
-README = RESULTS.parent.parent / "README.md"
+ALL = bench.RESULTS / "ratios.md"
+README = bench.RESULTS.parent.parent / "README.md"
 START, END = "<!-- ratios -->", "<!-- end of ratios -->"
-PARTS = (
-    "building",
-    "first train step",
-    "train step",
-    "predict step",
-    "eager call",
-)
 NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 CHARTED = "Dense", "CNN, normalized", "LSTM"
 CHARTS = {"first train step": "first_step.png", "train step": "train_step.png"}
 # For a light and for a dark page.
 GRAY = "#868e96"
-FLOOR = "bare layer"
 # In the order of drawing.
 COLORS = {
-    FLOOR: GRAY,
-    "by hand": "#228be6",
-    "tf_keras": "#ae3ec9",
-    "keras.layers": "#e8590c",
-    "keras_td": "#2f9e44",
+    bench.BARE: GRAY,
+    bench.HAND: "#228be6",
+    bench.KERAS_2: "#ae3ec9",
+    bench.STOCK: "#e8590c",
+    bench.OWN: "#2f9e44",
 }
 STYLE = {
     "text.color": GRAY,
@@ -53,7 +45,7 @@ def ratio(samples, other):
     Returns:
         The median, and half the range of the middle half.
     """
-    pairs = zip(samples["keras_td"], samples[other], strict=True)
+    pairs = zip(samples[bench.OWN], samples[other], strict=True)
     ratios = [own / its for own, its in pairs]
     low, median, high = statistics.quantiles(ratios, method="inclusive")
     digits = 2 if median > 0.1 else 3
@@ -63,20 +55,20 @@ def ratio(samples, other):
 def row(cell, other, limit):
     samples = cell["samples"]
     memory = samples["memory"]
-    [own] = memory["keras_td"]
+    [own] = memory[bench.OWN]
     if other not in memory:
-        found = [f"> {limit} s" for _ in PARTS]
+        found = [f"> {limit} s" for _ in bench.PARTS]
         found.append(f"{own:.0f} / -")
     else:
-        found = [ratio(samples[part], other) for part in PARTS]
+        found = [ratio(samples[part], other) for part in bench.PARTS]
         found.append(f"{own:.0f} / {memory[other][0]:.0f}")
     return [cell["layer"], str(cell["steps"]), other, *found]
 
 
 def table(run, wanted=lambda steps, other: True):
     """The ratios of a run, for those numbers of steps, to those others."""
-    heads = ["layer", "steps", "against", *PARTS, "memory, MB"]
-    align = ["---", "--:", "---", *["--:"] * (len(PARTS) + 1)]
+    heads = ["layer", "steps", "against", *bench.PARTS, "memory, MB"]
+    align = ["---", "--:", "---", *["--:"] * (len(bench.PARTS) + 1)]
     rows = [
         row(cell, other, run["limit"])
         for cell in run["cells"]
@@ -95,11 +87,11 @@ def contenders(run, name):
         if cell["layer"] == name
         for who in cell["samples"]["memory"]
     }
-    return [who for who in taken if who != "keras_td"]
+    return [who for who in taken if who != bench.OWN]
 
 
 def is_told(steps, other):
-    return steps == 128 and other in (FLOOR, "keras.layers")
+    return steps == 128 and other in (bench.BARE, bench.STOCK)
 
 
 def title(run):
@@ -119,7 +111,9 @@ def draw(axes, cells, part):
         ]
         if points:
             # What others reach lies on the floor, not under it.
-            width = {"lw": 6, "alpha": 0.4} if who == FLOOR else {"lw": 1.5}
+            width = (
+                {"lw": 6, "alpha": 0.4} if who == bench.BARE else {"lw": 1.5}
+            )
             axes.plot(*zip(*points, strict=True), c=color, label=who, **width)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -164,9 +158,11 @@ def chart(runs, part, path):
 
 
 def main():
-    runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
+    runs = [
+        json.loads(p.read_text()) for p in sorted(bench.RESULTS.glob("*.json"))
+    ]
     for part, name in CHARTS.items():
-        chart(runs, part, RESULTS / name)
+        chart(runs, part, bench.RESULTS / name)
     ratios = "\n\n".join(table(run) for run in runs)
     ALL.write_text(f"# All ratios\n\n{ratios}\n")
     print(ratios)

@@ -8,40 +8,17 @@ a process of its own, in which the two take turns.
     KERAS_BACKEND=jax python benchmarks/speed.py
 """
 
-import os
 import statistics
 
 import apart
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import bench
 
 BATCH = 4
 STEPS = 8, 32, 128
-LAYERS = "Dense", "CNN", "LSTM"
+LAYERS = "Dense", "CNN, normalized", "LSTM"
 PARTS = "eager call", "train step", "first train step"
 # Rounds of both, in each of which they run once.
 ROUNDS, SECONDS = 50, 20
-
-
-def make(name):
-    """A layer, and the shape of a time step."""
-    import keras
-    from keras import layers
-
-    if name == "Dense":
-        return layers.Dense(64), (64,)
-    if name == "LSTM":
-        return layers.LSTM(32), (16, 32)
-    cnn = [
-        layers.Conv2D(16, 3, padding="same", activation="relu"),
-        layers.BatchNormalization(),
-        layers.Conv2D(32, 3, strides=2, padding="same", activation="relu"),
-        layers.BatchNormalization(),
-        layers.GlobalAveragePooling2D(),
-        layers.Dense(10),
-    ]
-    return keras.Sequential(cnn), (32, 32, 3)
 
 
 def measure(name, steps):
@@ -52,7 +29,7 @@ def measure(name, steps):
     import keras_td
 
     def contender(wrap):
-        layer, shape = make(name)
+        layer, shape = bench.make(name, keras)
         td = wrap(layer)
         model = keras.Sequential([keras.Input((steps, *shape)), td])
         model.compile("sgd", "mse", jit_compile="auto")
@@ -98,7 +75,7 @@ def cell(rounds):
 
 def main():
     print(
-        f"Milliseconds on {os.environ['KERAS_BACKEND']}: Keras's, this layer's "
+        f"Milliseconds on {bench.BACKEND}: Keras's, this layer's "
         "with `steps_per_call=1`, and the ratio.\n"
     )
     print("| layer | steps | " + " | | | ".join(PARTS) + " | | |")
