@@ -55,9 +55,8 @@ def take_turns(functions, rounds, seconds):
     """The seconds of each function, in each round of all of them.
 
     Each round has an order of its own, as what comes after a large function
-    finds the caches cold, and a depth of its own, as Python's stack grows in
-    pieces and calls across an edge are slow. After the third, no round begins
-    after so many `seconds`.
+    finds the caches cold. After the third, no round begins after so many
+    `seconds`.
     """
     found: list = []
     chance = random.Random(0)
@@ -68,11 +67,11 @@ def take_turns(functions, rounds, seconds):
     while len(found) < rounds and (
         len(found) < 3 or time.perf_counter() < deadline
     ):
-        turn, depth = [0.0] * len(functions), chance.randrange(50)
+        turn = [0.0] * len(functions)
         for i in chance.sample(range(len(functions)), len(functions)):
             gc.collect()  # what others left behind
             start = time.perf_counter()
-            _call_at(depth, functions[i])
+            _call(functions[i])
             turn[i] = round(time.perf_counter() - start, 7)
         found.append(turn)
     gc.enable()
@@ -80,8 +79,13 @@ def take_turns(functions, rounds, seconds):
     return found
 
 
-def _call_at(depth, function):
-    return _call_at(depth - 1, function) if depth else function()
+def _call(function):
+    return function()
+
+
+# CPython's stack grows in pieces, and calls across an edge are slow. So large a
+# frame starts a piece with as much room behind it, and no edge is met.
+_call.__code__ = _call.__code__.replace(co_stacksize=2**16)
 
 
 def peak_memory(do):
