@@ -19,10 +19,15 @@ FREE_AT_ONCE = {
 }
 
 
+class Missing(RuntimeError):
+    """Why there is no measurement."""
+
+
 def measure_apart(*arguments, env=(), timeout=None):
     """What `measure` of the running script returns, in another process.
 
-    It is `None` where that takes longer than `timeout` seconds.
+    Raises:
+        Missing: if that takes longer than `timeout` seconds, or fails.
     """
     command = [sys.executable, sys.argv[0], "--measure", json.dumps(arguments)]
     try:
@@ -33,10 +38,11 @@ def measure_apart(*arguments, env=(), timeout=None):
             timeout=timeout,
             env={**os.environ, **dict(env)},
         )
-    except subprocess.TimeoutExpired:
-        return None
+    except subprocess.TimeoutExpired as error:
+        raise Missing(f"> {timeout} s") from error
     if process.returncode:
-        raise RuntimeError(process.stderr)
+        print(process.stderr, file=sys.stderr)
+        raise Missing(f"failed with {process.returncode}")
     return json.loads(process.stdout.splitlines()[-1])
 
 

@@ -2,16 +2,17 @@
 
 A layer is applied to every time step by `keras_td`, by the layers of Keras 3
 and Keras 2, and by hand; the floor is the bare layer on as many samples without
-a time. For each layer and number of steps they take turns in one process, and
-memory is measured in a process for each. Every sample goes to a file in
-`benchmarks/results`, from which `report.py` draws. An interrupted run goes on
-where it stopped.
+a time. For each layer and number of steps they take turns in one process.
+Memory is measured in a process for each, which needs Linux, and on TensorFlow
+without oneDNN. Every sample goes to a file in `benchmarks/results`, from which
+`report.py` draws. An interrupted run goes on where it stopped.
 
     KERAS_BACKEND=jax python benchmarks/bench.py
 """
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -26,17 +27,28 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 BACKEND = os.environ["KERAS_BACKEND"]
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / "results"
 BATCH = 2
 STEPS = 8, 32, 128, 1024
 MODELS = "Dense", "CNN", "CNN, normalized", "LSTM", "MobileNetV2"
 OWN, STOCK, KERAS_2 = "keras_td", "keras.layers", "tf_keras"
 HAND, BARE, IDENTITY = "by hand", "bare layer", "identity wrapper"
-PACKAGES = "keras", "jax", "torch", "tensorflow", "tensorflow-cpu", "tf_keras"
-# Who takes longer to be built and to train twice is reported as such.
+EVERYONE = OWN, STOCK, KERAS_2, HAND, BARE, IDENTITY
+PACKAGES = (
+    "keras_td",
+    "keras",
+    "jax",
+    "torch",
+    "tensorflow",
+    "tensorflow-cpu",
+    "tf_keras",
+)
+# Who takes longer to be built and to train a few times is reported as such.
 LIMIT = 60
 # Rounds of all, in each of which they run once; few begin after so long.
 STARTS, ROUNDS, SECONDS = 5, 30, 10
+MEMORY_ROUNDS = 3
 
 
 def make(name, keras):
@@ -65,9 +77,12 @@ def make(name, keras):
 
 def contenders(name):
     """Who takes part, with a model, on this backend."""
-    keras_2 = [KERAS_2] if BACKEND == "tensorflow" else []
-    identity = [IDENTITY] if name == "Dense" else []
-    return [OWN, STOCK, *keras_2, HAND, BARE, *identity]
+    absent = set()
+    if BACKEND != "tensorflow":
+        absent.add(KERAS_2)
+    if name != "Dense":
+        absent.add(IDENTITY)
+    return [who for who in EVERYONE if who not in absent]
 
 
 def keras_of(who):
@@ -157,18 +172,24 @@ class Contender:
 
 
 class TensorFlowContender(Contender):
-    """Trains as `fit` does: Keras 2 makes a data set of a single batch."""
+    """Trains on a data set, as Keras 2 makes one of a single batch.
+
+    All steps do, as each kind of input is compiled on its own.
+    """
+
+    @functools.cached_property
+    def data(self):
+        import tensorflow as tf
+
+        return tf.data.Dataset.from_tensors((array(self.x), array(self.y)))
 
     @functools.cached_property
     def batches(self):
-        import tensorflow as tf
-
-        batch = array(self.x), array(self.y)
-        return iter(tf.data.Dataset.from_tensors(batch).repeat())
+        return iter(self.data.repeat())
 
     def train(self):
         if self.model.train_function is None:
-            super().train()
+            self.model.fit(self.data, shuffle=False, verbose=0)
         else:
             self.model.train_function(self.batches)["loss"].numpy()
 
@@ -198,11 +219,41 @@ def warm_up(name):
 
 
 def memory(who, name, steps):
-    """The megabytes of a train step."""
+    """The megabytes of a train step, some times."""
     warm_up(name)
     contender = enter(who, name, steps)
     contender.train()
-    return apart.peak_memory(contender.train)
+    contender.train()
+    peak = apart.peak_memory if device() == "CPU" else peak_of_device
+    return [peak(contender.train) for _ in range(MEMORY_ROUNDS)]
+
+
+def peak_of_device(do):
+    """The megabytes of an accelerator's memory that `do()` needs."""
+    if BACKEND == "torch":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        do()
+        peak = torch.cuda.max_memory_allocated()
+    elif BACKEND == "jax":
+        import jax
+
+        # Its peak is that of the process, which has done the same before.
+        stats = jax.local_devices()[0].memory_stats
+        before = stats()["bytes_in_use"]
+        do()
+        peak = stats()["peak_bytes_in_use"]
+    else:
+        import tensorflow as tf
+
+        tf.config.experimental.reset_memory_stats("GPU:0")
+        stats = tf.config.experimental.get_memory_info
+        before = stats("GPU:0")["current"]
+        do()
+        peak = stats("GPU:0")["peak"]
+    return (peak - before) / 1e6
 
 
 def times(those, name, steps):
@@ -260,32 +311,34 @@ def measure(what, *arguments):
     return functions[what](*arguments)
 
 
-def measure_cell(name, steps, slow, advance):
+def measure_cell(name, steps, missing, advance):
     """Every sample of a layer and a number of steps.
 
     Args:
-        slow: Who takes too long, and is not measured.
+        missing: Dict `{who: reason}` of those who are not measured.
         advance: What to call after each measurement.
 
     Returns:
-        Dict `{part: {who: [sample, ...]}}`. Who takes too long is not in it.
+        Dict `{part: {who: [sample, ...]}}`, and the dict of who is missing.
     """
-    found = {}
+    found, missing = {}, dict(missing)
     for who in contenders(name):
-        if who not in slow:
-            found[who] = apart.measure_apart(
-                "memory",
-                who,
-                name,
-                steps,
-                env=apart.FREE_AT_ONCE,
-                timeout=LIMIT,
-            )
+        if who not in missing:
+            try:
+                found[who] = apart.measure_apart(
+                    "memory",
+                    who,
+                    name,
+                    steps,
+                    env=apart.FREE_AT_ONCE,
+                    timeout=LIMIT,
+                )
+            except apart.Missing as error:
+                missing[who] = str(error)
         advance()
-    found = {who: [mb] for who, mb in found.items() if mb is not None}
     seconds = apart.measure_apart("times", list(found), name, steps)
     advance()
-    return {**seconds, "memory": found}
+    return {**seconds, "memory": found}, missing
 
 
 def versions():
@@ -296,15 +349,31 @@ def versions():
     return found
 
 
+def code():
+    """Tells what is measured, and how, from another state of it."""
+    files = [*HERE.parent.glob("keras_td/*.py"), *HERE.glob("[ab]*.py")]
+    texts = [path.read_bytes() for path in sorted(files)]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:12]
+
+
+def processor():
+    """The name of the processor, where the system tells it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(": ")[1] for line in lines if "model name" in line]
+    return names[0] if names else platform.machine()
+
+
 def about(where):
     return {
         "backend": BACKEND,
         "device": where,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "Python": platform.python_version(),
         "versions": versions(),
-        "limit": LIMIT,
+        "code": code(),
     }
 
 
@@ -314,13 +383,13 @@ def resume(path, run):
     return before["cells"] if run.items() <= before.items() else []
 
 
-def too_slow(cells, name):
-    """Who took too long with a layer, and so does with more steps too."""
+def missing_before(cells, name):
+    """Who was missing with a layer, and would be with more steps too."""
     return {
-        who
+        who: reason
         for cell in cells
-        for who in contenders(name)
-        if cell["layer"] == name and who not in cell["samples"]["memory"]
+        if cell["layer"] == name
+        for who, reason in cell["missing"].items()
     }
 
 
@@ -331,7 +400,7 @@ def main():
     run = about(where)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{BACKEND}-{where.replace(' ', '-')}.json"
-    unfinished = path.with_suffix(".part")
+    unfinished, written = path.with_suffix(".part"), path.with_suffix(".new")
     cells = resume(unfinished, run)
     measurements = sum(len(contenders(n)) + 1 for n in MODELS for _ in STEPS)
     print(f"Keras on {BACKEND}, {where}: {measurements} measurements.")
@@ -341,12 +410,17 @@ def main():
         if (name, steps) in done:
             bar.add(len(contenders(name)) + 1)
             continue
-        slow = too_slow(cells, name)
-        samples = measure_cell(name, steps, slow, lambda: bar.add(1))
-        cells.append({"layer": name, "steps": steps, "samples": samples})
+        missing = missing_before(cells, name)
+        samples, missing = measure_cell(
+            name, steps, missing, lambda: bar.add(1)
+        )
+        cell = {"layer": name, "steps": steps}
+        cells.append({**cell, "samples": samples, "missing": missing})
         date = time.strftime("%Y-%m-%d")
         found = json.dumps({**run, "date": date, "cells": cells})
-        unfinished.write_text(found)
+        # In one go, as it may be interrupted.
+        written.write_text(found)
+        written.replace(unfinished)
     unfinished.replace(path)
     print(f"Every sample is in {path}.")
 

@@ -7,6 +7,7 @@ import json
 import statistics
 
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
 import bench
 
@@ -52,16 +53,23 @@ def ratio(samples, other):
     return f"{median:.{digits}f} ± {(high - low) / 2:.{digits}f}"
 
 
-def row(cell, other, limit):
-    samples = cell["samples"]
-    memory = samples["memory"]
-    [own] = memory[bench.OWN]
-    if other not in memory:
-        found = [f"> {limit} s" for _ in bench.PARTS]
-        found.append(f"{own:.0f} / -")
+def row(cell, other):
+    samples, missing = cell["samples"], cell["missing"]
+    if missing.keys() & {bench.OWN, other}:
+        found = ["-"] * len(bench.PARTS)
+        # Who takes too long takes it there.
+        found[bench.PARTS.index("first train step")] = " / ".join(
+            missing.get(who, "-") for who in (bench.OWN, other)
+        )
     else:
         found = [ratio(samples[part], other) for part in bench.PARTS]
-        found.append(f"{own:.0f} / {memory[other][0]:.0f}")
+    megabytes = [
+        f"{statistics.median(samples['memory'][who]):.0f}"
+        if who in samples["memory"]
+        else "-"
+        for who in (bench.OWN, other)
+    ]
+    found.append(" / ".join(megabytes))
     return [cell["layer"], str(cell["steps"]), other, *found]
 
 
@@ -70,24 +78,19 @@ def table(run, wanted=lambda steps, other: True):
     heads = ["layer", "steps", "against", *bench.PARTS, "memory, MB"]
     align = ["---", "--:", "---", *["--:"] * (len(bench.PARTS) + 1)]
     rows = [
-        row(cell, other, run["limit"])
+        row(cell, other)
         for cell in run["cells"]
-        for other in contenders(run, cell["layer"])
+        for other in others(cell)
         if wanted(cell["steps"], other)
     ]
     lines = [f"| {' | '.join(line)} |" for line in [heads, align, *rows]]
     return "\n".join([f"{title(run)}:", "", *lines])
 
 
-def contenders(run, name):
-    """Who took part, with a layer, beside `keras_td`."""
-    taken = {
-        who: None
-        for cell in run["cells"]
-        if cell["layer"] == name
-        for who in cell["samples"]["memory"]
-    }
-    return [who for who in taken if who != bench.OWN]
+def others(cell):
+    """Who took part, or should have, beside `keras_td`."""
+    taken = cell["samples"]["memory"].keys() | cell["missing"]
+    return [who for who in bench.EVERYONE[1:] if who in taken]
 
 
 def is_told(steps, other):
@@ -96,8 +99,13 @@ def is_told(steps, other):
 
 def title(run):
     versions = [f"{name} {found}" for name, found in run["versions"].items()]
-    where = f"{run['device']} with {run['cores']} cores, Python {run['Python']}"
-    about = [f"{NAMES[run['backend']]} on {where}", *versions, run["date"]]
+    where = f"{NAMES[run['backend']]} on {run['device']}"
+    about = [
+        f"{where} with {run['cores']} cores of {run['processor']}",
+        f"Python {run['Python']}",
+        *versions,
+        run["date"],
+    ]
     return ", ".join(about)
 
 
@@ -119,6 +127,10 @@ def draw(axes, cells, part):
     axes.set_yscale("log")
     steps = [cell["steps"] for cell in cells]
     axes.set_xticks(steps, steps)
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high < 100 * low else (1,)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
 
 
