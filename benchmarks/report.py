@@ -55,20 +55,19 @@ def ratio(samples, other):
 
 def row(cell, other):
     samples, missing = cell["samples"], cell["missing"]
-    if missing.keys() & {bench.OWN, other}:
-        found = ["-"] * len(bench.PARTS)
-        # Who takes too long takes it there.
-        found[bench.PARTS.index("first train step")] = " / ".join(
-            missing.get(who, "-") for who in (bench.OWN, other)
-        )
+    memory, pair = samples["memory"], (bench.OWN, other)
+    if missing.keys() & set(pair):
+        # Who takes too long takes it in the first train step.
+        why = " / ".join(missing.get(who, "-") for who in pair)
+        found = [
+            why if part == "first train step" else "-" for part in bench.PARTS
+        ]
     else:
         found = [ratio(samples[part], other) for part in bench.PARTS]
-    megabytes = [
-        f"{statistics.median(samples['memory'][who]):.0f}"
-        if who in samples["memory"]
-        else "-"
-        for who in (bench.OWN, other)
-    ]
+    megabytes = (
+        f"{statistics.median(memory[who]):.0f}" if who in memory else "-"
+        for who in pair
+    )
     found.append(" / ".join(megabytes))
     return [cell["layer"], str(cell["steps"]), other, *found]
 
