@@ -223,6 +223,7 @@ def memory(who, name, steps):
     warm_up(name)
     contender = enter(who, name, steps)
     contender.train()
+    # Makes what steps share, such as the iterator on TensorFlow.
     contender.train()
     peak = apart.peak_memory if device() == "CPU" else peak_of_device
     return [peak(contender.train) for _ in range(MEMORY_ROUNDS)]
@@ -336,7 +337,11 @@ def measure_cell(name, steps, missing, advance):
             except apart.Missing as error:
                 missing[who] = str(error)
         advance()
-    seconds = apart.measure_apart("times", list(found), name, steps)
+    try:
+        seconds = apart.measure_apart("times", list(found), name, steps)
+    except apart.Missing as error:
+        seconds = {part: {} for part in PARTS}
+        missing |= dict.fromkeys(found, str(error))
     advance()
     return {**seconds, "memory": found}, missing
 
@@ -351,8 +356,9 @@ def versions():
 
 def code():
     """Tells what is measured, and how, from another state of it."""
-    files = [*HERE.parent.glob("keras_td/*.py"), *HERE.glob("[ab]*.py")]
-    texts = [path.read_bytes() for path in sorted(files)]
+    files = sorted(HERE.parent.glob("keras_td/*.py"))
+    files += [HERE / "apart.py", HERE / "bench.py"]
+    texts = [path.read_bytes() for path in files]
     return hashlib.sha256(b"".join(texts)).hexdigest()[:12]
 
 
