@@ -6,44 +6,10 @@ tensor and a scalar tensor in a compiled function.
 """
 
 import functools
-from collections.abc import Callable
 
 import keras
 from keras import ops
 from keras import tree
-
-_STEPS: dict[str, Callable] = {}
-
-
-def model_step(fn):
-    """Makes `fn`, called on symbolic tensors, a step of a functional model.
-
-    Keras writes the masks of symbolic tensors into the graph of a model, so
-    there must be a way from them back to the inputs of the model.
-    """
-
-    def call(*tensors):
-        if any(map(keras.backend.is_keras_tensor, tensors)):
-            return ModelStep(fn.__name__)(*tensors)
-        return fn(*tensors)
-
-    _STEPS[fn.__name__] = fn
-    return call
-
-
-@keras.saving.register_keras_serializable(package="keras_td")
-class ModelStep(keras.Operation):
-    """A function of this module, as a step of a functional model."""
-
-    def __init__(self, function, name=None):
-        super().__init__(name=name)
-        self.function = function
-
-    def call(self, *tensors):
-        return _STEPS[self.function](*tensors)
-
-    def compute_output_spec(self, *tensors):
-        return self.call(*tensors)
 
 
 def is_tensor(x):
@@ -57,6 +23,25 @@ def flatten(nest):
 
 def tensors(nest):
     return list(filter(is_tensor, flatten(nest)))
+
+
+def pack(nest, leaves):
+    """Puts other leaves in place of those of `nest`, in the order of `flatten`.
+
+    Dicts keep the order of their keys. Which order mapping functions visit
+    leaves in differs between backends, so nothing may count on it.
+    """
+    if nest is None or is_tensor(nest):
+        return leaves[0]
+    places = tree.pack_sequence_as(nest, list(range(len(leaves))))
+    return tree.map_structure(lambda _, place: leaves[place], nest, places)
+
+
+def pack_tensors(nest, tensors):
+    """Puts other tensors in place of those of `nest`."""
+    others = iter(tensors)
+    leaves = [next(others) if is_tensor(x) else x for x in flatten(nest)]
+    return pack(nest, leaves)
 
 
 def map_tensors(fn, nest, *nests):
@@ -76,19 +61,25 @@ def sizes(x):
     return static if all(map(_is_known, static)) else tuple(ops.shape(x))
 
 
+def is_size(size, value):
+    """Whether a size is known to be `value`."""
+    return _is_known(size) and _is_known(value) and size == value
+
+
 def differ(a, b):
     """Whether two sizes are known to differ."""
     return _is_known(a) and _is_known(b) and a != b
 
 
-def common_time(tensors):
-    """The number of time steps that tensors `(batch, time, ...)` share.
+def common_sizes(tensors):
+    """The batch and the time that tensors `(batch, time, ...)` share.
 
     Args:
-        tensors: Dict of names and tensors. A time of 1 agrees with any other.
+        tensors: Dict of names and tensors. A batch or a time of 1 agrees with
+            any other.
 
     Returns:
-        The size of the time axis.
+        Tuple of the sizes of both axes.
 
     Raises:
         ValueError: if there is no tensor, if one has fewer than two axes, or
@@ -109,37 +100,41 @@ def common_time(tensors):
             "`(batch, time, ...)`. Received none."
         )
     batches, times = zip(*(sizes(x)[:2] for x in tensors.values()), strict=True)
-    times = [time for time in times if not _is(time, 1)] or [1]
+    batches, times = _but_ones(batches), _but_ones(times)
     for axis, found in ("batch", batches), ("time", times):
         if len(set(filter(_is_known, found))) > 1:
             received = ", ".join(f"`{n}` with {s}" for n, s in shapes.items())
             raise ValueError(
-                f"`TimeDistributed` expects tensors of the same {axis} (a time "
-                f"of 1 serves every step). Received shapes: {received}."
+                f"`TimeDistributed` expects tensors of the same {axis} (one of "
+                f"1 serves every other). Received shapes: {received}."
             )
-    for time in times:
-        if _is_known(time):
-            return time
-    return functools.reduce(_other_than_one, times)
+    batch = next(filter(_is_known, batches), batches[0])
+    time = next(filter(_is_known, times), None)
+    if time is None:
+        time = functools.reduce(_other_than_one, times)
+    return batch, time
 
 
-def align(x, time):
-    """Repeats a tensor whose time is 1 at each of `time` steps."""
-    batch, own_time, *inner = sizes(x)
-    if own_time is time or _is(own_time, time):
+def align(x, batch, time):
+    """Repeats a tensor of one step at each of `time` steps, or of one sample.
+
+    A time that is not known until run time may turn out to be 1; a batch may
+    not, so that no tensor is copied for it.
+    """
+    own_batch, own_time, *inner = sizes(x)
+    same_batch = not is_size(own_batch, 1) or is_size(batch, 1)
+    if same_batch and (own_time is time or is_size(own_time, time)):
         return x
-    # (batch, 1, ...) -> (batch, time, ...)
-    return _broadcast_to(x, (batch, time, *inner))
+    # (1, 1, ...) -> (batch, time, ...)
+    return _broadcast_to(x, (own_batch if same_batch else batch, time, *inner))
 
 
-@model_step
 def fold(x):
     batch, time, *inner = sizes(x)
     # (batch, time, ...) -> (batch * time, ...)
     return _reshape(x, (_product(batch, time), *inner))
 
 
-@model_step
 def unfold(x, like):
     """Unfolds the batch axis of `x` into the batch and the time of `like`."""
     batch, time = sizes(like)[:2]
@@ -156,10 +151,11 @@ def unfold(x, like):
 
 
 def first_steps(x, steps):
-    if not keras.backend.is_keras_tensor(x):
-        return x[:, :steps]
-    time = x.shape[1]
-    return with_time(x, steps if time is None else min(steps, time))
+    if is_size(x.shape[1], 1):
+        return x
+    if keras.backend.is_keras_tensor(x):
+        return with_time(x, steps)
+    return x[:, :steps]
 
 
 def with_time(x, time):
@@ -197,16 +193,16 @@ def expand(x, rank):
     return _reshape(x, (*sizes(x), *(1,) * (rank - len(x.shape))))
 
 
-def spread(x, like, rank, channels_axis):
-    """Repeats `x` along the axes of `like` that it lacks, up to `rank`."""
-    shape = list(sizes(like))
-    del shape[channels_axis]
-    return _broadcast_to(expand(x, rank), shape[:rank])
+def zeros_but_at(steps, x):
+    """Puts zeros at the steps of `x` that `steps`, of booleans, leaves out."""
+    if keras.backend.standardize_dtype(x.dtype) == "string":
+        return x
+    return ops.where(expand(steps, len(x.shape)), x, ops.zeros_like(x))
 
 
 def repeat_row(x, like):
     """Repeats the one row of `x` for each row of `like`."""
-    if not _is(x.shape[0], 1):
+    if not is_size(x.shape[0], 1):
         return x
     return _broadcast_to(x, (sizes(like)[0], *sizes(x)[1:]))
 
@@ -223,12 +219,12 @@ def _broadcast_to(x, shape):
     return ops.broadcast_to(x, shape)
 
 
+def _but_ones(sizes):
+    return [size for size in sizes if not is_size(size, 1)] or [1]
+
+
 def _is_known(size):
     return isinstance(size, int)
-
-
-def _is(size, value):
-    return _is_known(size) and _is_known(value) and size == value
 
 
 def _product(batch, time):

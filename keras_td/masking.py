@@ -4,8 +4,12 @@ Keras lets a mask ride on its tensor, as the attribute `_keras_mask`. Masks are
 kept here in nests like those of their tensors, `None` where there is no mask.
 """
 
+import collections
 import contextlib
 import functools
+import inspect
+import re
+import threading
 import warnings
 
 import keras
@@ -21,11 +25,8 @@ _BROADCASTING = (
     keras.layers.ConvLSTM2D,
     keras.layers.ConvLSTM3D,
 )
-# They hold a `Softmax` once they are built.
-_ATTENTION = (
-    keras.layers.MultiHeadAttention,
-    keras.layers.GroupQueryAttention,
-)
+_MAKING = (keras.layers.Masking, keras.layers.Lambda)
+_RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 # They give masks only to what comes with one.
 _PASSING_ON = (
     keras.Layer.compute_mask,
@@ -45,10 +46,12 @@ def get_masks(tensors):
 
 def set_masks(tensors, masks):
     """Lets the masks ride on their tensors."""
-    pairs = zip(folding.flatten(tensors), folding.flatten(masks), strict=True)
-    for x, mask in pairs:
+
+    def set_one(x, mask):
         if mask is not None and folding.is_tensor(x):
             _set_mask(x, mask)
+
+    tree.map_structure(set_one, tensors, masks)
 
 
 def any_mask(masks):
@@ -60,84 +63,151 @@ def makes_masks(layer):
     return type(layer).compute_mask not in _PASSING_ON
 
 
-def incoming(tensors, mask=None):
-    """The masks of a nest of tensors `(batch, time, ...)`.
-
-    Args:
-        tensors: Nest of tensors.
-        mask: `None`, or what to use in place of the masks that ride on the
-            tensors.
+def given(tensors, mask):
+    """The masks of a nest of tensors, as a user passes them.
 
     Raises:
-        ValueError: if `mask` does not have the structure of `tensors`, or if a
-            mask does not begin with the batch and time of its tensor.
+        ValueError: if `mask` does not have the structure of `tensors`.
     """
-    if mask is None:
-        masks = get_masks(tensors)
-    else:
-        masks = _in_structure_of(tensors, mask)
+    if folding.is_tensor(tensors) and folding.is_tensor(mask):
+        return mask
+    paths = [path for path, _ in tree.flatten_with_path(tensors)]
+    masks = dict(tree.flatten_with_path(mask))
+    if set(paths) != set(masks):
+        raise ValueError(
+            "The `mask` passed to the `TimeDistributed` layer must have the "
+            "structure of `inputs`: one mask, or `None`, for each input. "
+            f"Expected: {_describe(tensors)}. Received: {_describe(mask)}."
+        )
+    return folding.pack(tensors, [masks[path] for path in paths])
+
+
+def check(masks, tensors):
+    """Checks that masks begin with the batch and time of their tensors.
+
+    Raises:
+        ValueError: if one does not.
+    """
     folding.map_tensors(_check, masks, tensors)
-    return masks
 
 
-def fit(masks, tensors, layer):
-    """Gives folded masks the rank that `layer` needs.
+def seen(masks, tensors, layer, valid):
+    """The masks that the wrapped layer sees, of folded ones.
 
-    A recurrent layer masks whole steps of its own. Any other layer may mask
-    single positions, so it gets one value for every position but the last axis,
-    as `BatchNormalization` demands. A layer that holds one that would misread
-    the mask gets it as it is, and none of whole samples, which changes nothing
-    at a valid one.
+    A mask of whole steps tells nothing about the inside of a step, so only
+    layers of a user's own get it, if a step is a vector: there it is like any
+    mask. A row of a padded step is shown as valid throughout: no layer can
+    make a mean, or cuDNN a sequence, of nothing.
+
+    Args:
+        masks: Nest of masks `(batch * time, ...)`.
+        tensors: Nest of their tensors.
+        layer: The wrapped layer.
+        valid: Which rows are no padding, or `None`.
     """
     if not any_mask(masks):
         return masks
-    layer = getattr(layer, "forward_layer", layer)  # of a `Bidirectional`
-    recurrent = isinstance(layer, keras.layers.RNN)
-    inner = layer._flatten_layers(include_self=False)
-    misread = isinstance(layer, _ATTENTION) or any(
-        isinstance(x, (*_BROADCASTING, *_ATTENTION)) for x in inner
-    )
+    readers = list(filter(_takes_masks, _all_layers(layer)))
+    own = bool(readers) and all(map(_is_a_users_own, readers))
+    one_of = layer.forward_layer if _is_bidirectional(layer) else layer
 
-    def fit_one(mask, x):
-        if misread:
-            return mask if len(mask.shape) > 1 else None
-        rank = 2 if recurrent else len(x.shape) - 1
-        if len(mask.shape) < rank:
-            mask = folding.spread(mask, x, rank, _channels_axis(layer))
-        if recurrent:
+    def see(mask, x):
+        if len(mask.shape) == 1:
+            return mask if own and len(x.shape) <= 2 else None
+        if isinstance(one_of, _RECURRENT):
             mask = _reduce(mask, 2)
-        if isinstance(layer, _BROADCASTING):
+        if valid is not None:
+            mask = ops.logical_or(mask, _beside(ops.logical_not(valid), mask))
+        if isinstance(one_of, _BROADCASTING):
             mask = folding.expand(mask, len(x.shape))
         return mask
 
-    return folding.map_tensors(fit_one, masks, tensors)
+    return folding.map_tensors(see, masks, tensors)
 
 
-def _channels_axis(layer):
-    data_format = getattr(layer, "data_format", None)
-    return 1 if data_format == "channels_first" else -1
+def reads_masks(layer):
+    """Whether a layer, or one inside, does more with a mask than pass it on."""
+    return any(map(_takes_masks, _all_layers(layer)))
 
 
-def outgoing(outputs, fitted, originals):
+def has_inner_axes(masks):
+    """Whether any of folded masks says something about the inside of a step."""
+    found = (m for nest in masks.values() for m in folding.flatten(nest))
+    return any(m is not None and len(m.shape) > 1 for m in found)
+
+
+def may_make_masks(layer):
+    """Whether a layer inside of another may give a mask to what has none."""
+
+    def makes(inner):
+        if isinstance(inner, keras.layers.Embedding):
+            return inner.mask_zero
+        own = not _is_of(type(inner).compute_mask, "keras", "keras_td")
+        return isinstance(inner, _MAKING) or (makes_masks(inner) and own)
+
+    return any(map(makes, layer._flatten_layers(include_self=False)))
+
+
+class Original:
+    """A mask `(batch, time, ...)` that a layer passed on as it came."""
+
+    def __init__(self, mask):
+        self.mask = mask
+
+
+def outgoing(outputs, seen, originals):
     """The masks on the folded outputs of a layer.
 
-    Those that the layer passed on untouched leave as they came, without the
-    rank that `fit` gave them. A mask of one row, as of causal attention scores,
-    serves all samples.
+    Returns:
+        Nest of masks `(batch * time, ...)`. In place of one that the layer
+        passed on untouched, it has the `Original` one.
     """
-    masks = restore(get_masks(outputs), fitted, originals)
-    return folding.map_tensors(folding.repeat_row, masks, outputs)
+    masks = restore(get_masks(outputs), seen, originals)
+
+    def of_rows(mask, y):
+        rows = mask.shape[0], y.shape[0]
+        if folding.differ(*rows) and not folding.is_size(rows[0], 1):
+            return None
+        # A mask of one row, as of causal attention scores, serves all samples.
+        return folding.repeat_row(mask, y)
+
+    return folding.map_tensors(of_rows, masks, outputs)
 
 
-def restore(masks, fitted, originals):
-    """Undoes `fit` for the masks that a layer passed on untouched."""
+def restore(masks, seen, originals):
+    """Puts the original masks in place of those passed on untouched."""
     if not any_mask(masks):
         return masks
-    pairs = zip(tree.flatten(fitted), tree.flatten(originals), strict=True)
-    original = {id(after): before for after, before in pairs}
+    pairs = _pairs(seen, originals)
+    original = {id(after): Original(before) for after, before in pairs}
     return folding.map_tensors(
         lambda m: original.get(id(_unconverted(m)), m), masks
     )
+
+
+def originals_of(masks, cut, originals):
+    """Puts masks in place of those that were cut out of them."""
+    original = {id(after): before for after, before in _pairs(cut, originals)}
+
+    def restore_one(mask):
+        if not isinstance(mask, Original):
+            return mask
+        return Original(original.get(id(mask.mask), mask.mask))
+
+    return tree.map_structure(restore_one, masks)
+
+
+def as_tensors(masks):
+    return tree.map_structure(
+        lambda m: m.mask if isinstance(m, Original) else m, masks
+    )
+
+
+def _pairs(a, b):
+    for name in a:
+        yield from zip(
+            folding.flatten(a[name]), folding.flatten(b[name]), strict=True
+        )
 
 
 def _unconverted(mask):
@@ -150,54 +220,131 @@ def _unconverted(mask):
     return mask
 
 
+def fit(mask, shape):
+    """A mask that fits an output: one of its leading axes, not of the last.
+
+    Attention and pooling of public code pass on a mask of words to a vector for
+    each sentence. Such a mask leaves as one of sentences.
+    """
+    rank, found = len(mask.shape), tuple(mask.shape)
+    if rank == 2 or (
+        rank < len(shape) and not any(map(folding.differ, found, shape[:rank]))
+    ):
+        return mask
+    return step_mask(mask)
+
+
 def step_mask(masks):
     """Which steps hold anything valid, `(batch, time)`.
 
     Where several inputs have masks, a step is valid if it is in any of them.
+    Keras writes the masks of symbolic tensors into the graph of a model. This
+    one depends on the incoming masks alone, so that no layer of the model has
+    to be deeper for it: the order of layers and weights is that of their depth.
     """
-    found = [_reduce(m, 2) for m in folding.flatten(masks) if m is not None]
-    return functools.reduce(ops.logical_or, found) if found else None
+    found = [m for m in folding.flatten(masks) if m is not None]
+    if not found:
+        return None
+    if len(found) == 1 and len(found[0].shape) == 2:
+        return found[0]
+    if any(map(keras.backend.is_keras_tensor, found)):
+        return StepMask()(*found)
+    return _step_mask(*found)
 
 
-@contextlib.contextmanager
-def passed_on(masks, layer):
-    """Silences the warning of a layer that it destroys the mask it is given.
-
-    The wrapper passes the mask on, so what Keras warns of does not happen.
-    """
-    if layer.supports_masking or not any_mask(masks):
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* was passed an input with a mask")
-        yield
-
-
-def connect(tensors):
-    """Connects the masks of symbolic tensors to the graph of their tensors.
-
-    Keras writes a symbolic mask into the graph of a functional model, as an
-    argument of the layer that takes it, and so needs to know its origin.
-    """
-    for x in folding.flatten(tensors):
-        mask = _get_mask(x)
-        if mask is not None:
-            _set_mask(x, MaskOf(tuple(mask.shape))(x))
+def _step_mask(*masks):
+    return functools.reduce(ops.logical_or, [_reduce(m, 2) for m in masks])
 
 
 @keras.saving.register_keras_serializable(package="keras_td")
-class MaskOf(keras.Operation):
-    """The mask that rides on a tensor, as a step of a functional model."""
+class StepMask(keras.Operation):
+    """Which steps hold anything valid, as a step of a functional model."""
 
-    def __init__(self, shape, name=None):
-        super().__init__(name=name)
-        self.shape = shape
+    def call(self, *masks):
+        return _step_mask(*masks)
 
-    def call(self, x):
-        return _get_mask(x)
+    def compute_output_spec(self, *masks):
+        sizes = folding.common_sizes(dict(enumerate(masks)))
+        return keras.KerasTensor(sizes, dtype="bool")
 
-    def compute_output_spec(self, x):
-        return keras.KerasTensor(self.shape, dtype="bool")
+
+class _Silence:
+    """Silences the warning of a layer that it destroys the mask it is given.
+
+    The wrapper passes the mask on, so what Keras warns of does not happen.
+    Python's own context for warnings is one for all threads, and puts back what
+    another one has changed. Here the last thread to leave takes one filter out.
+    """
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.threads = collections.Counter()
+        self.changed = collections.defaultdict(list)
+
+    @contextlib.contextmanager
+    def about(self, layer):
+        name = re.escape(f"Layer '{layer.name}' ")
+        with self.lock:
+            warnings.filterwarnings("ignore", f"{name}.* input with a mask")
+            [added] = warnings.filters[:1]
+            self.changed[name].append(warnings.filters)
+            self.threads[name] += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.threads[name] -= 1
+                if not self.threads[name]:
+                    for filters in (*self.changed.pop(name), warnings.filters):
+                        if added in filters:
+                            filters.remove(added)
+
+
+_silence = _Silence()
+
+
+def passed_on(masks, layer):
+    """Lets no layer warn of a mask that it only seems to destroy."""
+    if layer.supports_masking or not any_mask(masks):
+        return contextlib.nullcontext()
+    return _silence.about(layer)
+
+
+def _all_layers(layer):
+    return layer._flatten_layers()
+
+
+def _is_bidirectional(layer):
+    return isinstance(layer, keras.layers.Bidirectional)
+
+
+def _is_a_users_own(layer):
+    return not _is_of(type(layer).call, "keras")
+
+
+def _takes_masks(layer):
+    return _class_takes_masks(type(layer))
+
+
+@functools.lru_cache
+def _class_takes_masks(cls):
+    # These hand a mask on, or find it out in another way.
+    models = issubclass(cls, keras.Model) and _is_of(cls.call, "keras")
+    if models or issubclass(cls, keras.layers.BatchNormalization):
+        return False
+    if any(base.__name__ == "TimeDistributed" for base in cls.__mro__):
+        return False
+    names = inspect.signature(cls.call).parameters
+    return any(n == "mask" or n.endswith("_mask") for n in names)
+
+
+def _is_of(fn, *packages):
+    return fn.__module__.split(".")[0] in packages
+
+
+def _beside(rows, mask):
+    """Gives a mask of rows the rank of another mask."""
+    return folding.expand(rows, len(mask.shape))
 
 
 def _get_mask(x):
@@ -250,23 +397,6 @@ def _reduce(mask, rank):
     for _ in mask.shape[rank:]:
         mask = ops.any(mask, axis=-1)
     return mask
-
-
-def _in_structure_of(tensors, mask):
-    if folding.is_tensor(tensors) and folding.is_tensor(mask):
-        return mask
-    tuples = tree.lists_to_tuples(tensors), tree.lists_to_tuples(mask)
-    try:
-        # Unlike the whole structure, paths are alike where a mask is `None`.
-        tree.assert_same_paths(*tuples)
-    except ValueError:
-        raise ValueError(
-            "The `mask` passed to the `TimeDistributed` layer must have the "
-            "structure of `inputs`: one mask, or `None`, for each input. "
-            f"Expected: {_describe(tensors)}. Received: {_describe(mask)}."
-        ) from None
-    masks = tree.map_structure(lambda x, m: m, *tuples)
-    return tree.pack_sequence_as(tensors, tree.flatten(masks))
 
 
 def _check(mask, x):

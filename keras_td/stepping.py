@@ -5,11 +5,12 @@ written in a `StatelessScope`. So it can run in a compiled loop, and once more
 in the backward pass.
 """
 
+import collections
 import contextlib
 import functools
+import itertools
 import math
-import random
-import warnings
+import weakref
 from collections.abc import Callable
 
 import keras
@@ -17,6 +18,7 @@ from keras import ops
 from keras import tree
 
 from keras_td import folding
+from keras_td import randomness
 
 # Of a compiled loop, a turn takes time and a call in it compilation.
 CALLS_PER_TURN = 2
@@ -55,12 +57,11 @@ def call_in_order(
         that the calls added, averaged over the steps.
     """
     arguments = fn, layer, nests, time, steps, training, remat, share_randomness
-    state = random.getstate()
-    try:
-        return _call_in_order(*arguments)
-    except _UntrackedError as error:
-        random.setstate(state)
-        return _call_in_order(*arguments, variables=error.variables)
+    while True:
+        try:
+            return _call_in_order(*arguments)
+        except _UntrackedError as error:
+            _remember(layer, error.variables)
 
 
 def _call_in_order(
@@ -72,31 +73,25 @@ def _call_in_order(
     training,
     remat,
     share_randomness,
-    variables=None,
 ):
+    nests = [folding.map_tensors(lambda x: _known(x, time), n) for n in nests]
     flat = [x for nest in nests for x in folding.tensors(nest)]
-    moves = [x.shape[1] != 1 for x in flat]
+    moves = [not folding.is_size(x.shape[1], 1) for x in flat]
     moving, fixed = _split(flat, moves)
+    counts = [len(folding.tensors(nest)) for nest in nests]
 
-    def on_lists(fixed, moving, size):
+    def on_lists(fixed, moving):
         flat = iter(_merge(moving, fixed, moves))
-        return fn([_pack(nest, flat) for nest in nests], size)
+        parts = [list(itertools.islice(flat, count)) for count in counts]
+        return fn(list(map(folding.pack_tensors, nests, parts)))
 
-    strict = variables is None
-    if strict:
-        # Older Keras has variables of TensorFlow too, in a `TFSMLayer`.
-        variables = [
-            v for v in layer.variables if isinstance(v, keras.Variable)
-        ]
-    # PyTorch changes a variable in place while its old value has gradients.
-    values = [
-        ops.convert_to_tensor(v) if v.trainable else ops.copy(v)
-        for v in variables
-    ]
+    variables = _variables(layer)
+    values = _in_their_dtype(lambda: _values(variables, layer))
     drawing: Callable = contextlib.nullcontext
     if share_randomness:
         drawing = _drawing_alike(layer, variables, values)
-    call = _stateless(on_lists, layer, variables, drawing, strict)
+    weigh = steps is not None
+    call = _stateless(on_lists, layer, variables, drawing, weigh)
     again = _remat if remat else lambda call: call
     run = functools.partial(_run, again(call), fixed)
     loop = functools.partial(_loop, call, again, fixed, values)
@@ -106,7 +101,7 @@ def _call_in_order(
     # kept, it does not matter, and TensorFlow does some side by side.
     keeps_all = training is True and bool(layer.trainable_variables)
     done = ops.zeros(()) if remat or not (at_hand or keeps_all) else None
-    start: tuple = values, [], done
+    start: tuple = values, {}, done
     if steps is None:
         outputs, state = run(start, moving, [[time]])
     elif not isinstance(time, int):
@@ -119,11 +114,14 @@ def _call_in_order(
         # What no call changes is the same tensor all along.
         if new is not old:
             variable.assign(new)
-    return outputs, [total / _as_float(time, total) for total in state[1]]
+    return outputs, _means(state[1])
 
 
-def _as_float(time, like):
-    return ops.cast(ops.maximum(time, 1), like.dtype)
+def _known(x, time):
+    """Repeats a step where it is not known before the run that there is one."""
+    if isinstance(x.shape[1], int) or not isinstance(time, int):
+        return x
+    return folding.align(x, folding.sizes(x)[0], time)
 
 
 def _in_known_time(run, loop, start, moving, time, steps, one_by_one, at_hand):
@@ -138,7 +136,11 @@ def _in_known_time(run, loop, start, moving, time, steps, one_by_one, at_hand):
     if not sizes:
         # Of a call that nobody uses, a compiled program holds nothing.
         _, probed = run(start, _cut(moving, 0, steps), [[steps]])
-        state = start[0], list(map(ops.zeros_like, probed[1])), start[2]
+        zeros = {
+            key: tuple(map(ops.zeros_like, both))
+            for key, both in probed[1].items()
+        }
+        state = start[0], zeros, start[2]
         return loop(probed, state, moving, turns, of_turn)
     groups = [[size] for size in sizes] if one_by_one else [sizes]
     split = sum(sizes)
@@ -152,7 +154,7 @@ def _in_known_time(run, loop, start, moving, time, steps, one_by_one, at_hand):
 
 def _in_unknown_time(run, loop, start, moving, time, steps):
     """Calls on a number of time steps that only the run tells."""
-    moving = [folding.align(x, time) for x in moving]
+    moving = [folding.align(x, folding.sizes(x)[0], time) for x in moving]
     calls = ops.maximum(-(-time // steps), 1)
     split = time - (calls - 1) * steps
     outputs, once = run(start, _cut(moving, 0, split), [[split]])
@@ -169,37 +171,34 @@ def _in_unknown_time(run, loop, start, moving, time, steps):
     return _concatenate([outputs, later]), state
 
 
-def _stateless(fn, layer, variables, drawing, strict):
+def _stateless(fn, layer, variables, drawing, weigh):
     """Makes the values of variables an argument, and their updates a result.
 
     Returns:
         Function that calls `fn` on `sizes` steps of tensors, one part after the
         other. It returns a zero that is there once all is done, and a tuple of
         what `fn` returns, of the new value of each variable or `None` where it
-        stays, and of the losses that were added, times the steps.
+        stays, and of the losses that were added, as `_add` sums them.
     """
 
     def call(done, fixed, values, moving, sizes):
         parts, start = [], 0
-        losses: list = []
-        with _Scope(zip(variables, values, strict=True)) as scope:
+        losses: dict = {}
+        with _Scope(layer, variables, values) as scope:
             before = after = [scope.get_current_value(v) for v in variables]
             for size in sizes:
                 stop = start + size
                 part = [_after(done, x) for x in _cut(moving, start, stop)]
                 with drawing():
-                    parts.append(fn(fixed, part, size))
-                if scope.untracked and strict:
-                    raise _UntrackedError(
-                        [*variables, *scope.untracked.values()]
-                    )
+                    parts.append(fn(fixed, part))
+                if scope.untracked:
+                    raise _UntrackedError(scope.untracked.values())
                 after = [
                     _pass_on(v, old, scope)
                     for v, old in zip(variables, after, strict=True)
                 ]
                 added = _take_losses(scope, layer)
-                weighted = [x * ops.cast(size, x.dtype) for x in added]
-                losses = _add(losses, weighted)
+                losses = _add(losses, _weighted(added, size if weigh else None))
                 done, start = _once_there(done, parts[-1]), stop
         updates = [
             None if new is old else new
@@ -213,23 +212,35 @@ def _stateless(fn, layer, variables, drawing, strict):
 class _Scope(keras.StatelessScope):
     """Notes which variables are used that it was given no value of."""
 
-    def __init__(self, mapping):
-        super().__init__(mapping, collect_losses=True)
+    def __init__(self, layer, variables, values):
+        super().__init__(collect_losses=True)
+        self.layer = layer
         self.untracked = {}
+        # Keras would cast them, in the call of a layer of mixed precision.
+        for variable, value in zip(variables, values, strict=True):
+            self.state_mapping[id(variable)] = value
 
     def add_update(self, update):
         variable, _ = update
-        if id(variable) not in self.state_mapping:
-            self.untracked[id(variable)] = variable
+        self._note(variable)
         super().add_update(update)
 
     def get_current_value(self, variable):
         value = super().get_current_value(variable)
         if value is not None:
             return value
-        self.untracked[id(variable)] = variable
+        self._note(variable)
         outer = self.original_scope
         return outer.get_current_value(variable) if outer else None
+
+    def _note(self, variable):
+        if id(variable) in self.state_mapping:
+            return
+        # It waits for the end of the scope to be initialized.
+        made_here = variable._value is None
+        if made_here and self.layer in _makes_anew:
+            return
+        self.untracked[id(variable)] = variable
 
 
 class _UntrackedError(Exception):
@@ -237,14 +248,69 @@ class _UntrackedError(Exception):
 
     Such are the states of recurrent layers, metrics, the variables of layers
     that a `Lambda` calls, and the seed that all draw from who have none.
-
-    Args:
-        variables: All that it uses, those that Keras knows among them.
     """
 
     def __init__(self, variables):
-        super().__init__(variables)
-        self.variables = variables
+        super().__init__()
+        self.variables = list(variables)
+
+
+# Of each layer, the variables that it was found to use.
+_untracked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# Layers that made variables in a call. If they make others in the next, these
+# are no state; if not, they are known by then.
+_makes_anew: weakref.WeakSet = weakref.WeakSet()
+
+
+def _remember(layer, variables):
+    _untracked.setdefault(layer, []).extend(map(weakref.ref, variables))
+    if any(v._value is None for v in variables):
+        _makes_anew.add(layer)
+
+
+def _variables(layer):
+    """All variables that a layer uses, as far as is known."""
+    found = [reference() for reference in _untracked.get(layer, ())]
+    # Older Keras has variables of TensorFlow too, in a `TFSMLayer`.
+    found += [v for v in layer.variables if isinstance(v, keras.Variable)]
+    return list({id(v): v for v in found if v is not None}.values())
+
+
+def _values(variables, layer):
+    weights = {
+        id(v)
+        for inner in layer._flatten_layers()
+        for v in inner._trainable_variables
+    }
+    # PyTorch changes a variable in place while its old value has gradients.
+    return [
+        ops.convert_to_tensor(v)
+        if v.trainable or id(v) in weights
+        else ops.copy(v)
+        for v in variables
+    ]
+
+
+class _Uncast(keras.Layer):
+    """Calls a function in which variables have the dtype of their own.
+
+    In the call of a layer of mixed precision they do not, but in that of one
+    without `autocast` inside of it.
+    """
+
+    def __init__(self):
+        super().__init__(autocast=False, dtype="float32")
+        self.built = True
+
+    def call(self, function):
+        return function()
+
+
+_uncast = _Uncast()
+
+
+def _in_their_dtype(function):
+    return _uncast(function=function)
 
 
 def _pass_on(variable, old, scope):
@@ -261,49 +327,92 @@ def _pass_on(variable, old, scope):
 
 
 def _take_losses(scope, layer):
-    """Takes the losses that the layer has added out of the scope."""
+    """Takes the losses that the layer has added out of the scope.
+
+    Returns:
+        Dict of the losses. The layer inside that adds one and the place of it
+        among those that it adds tell which it is.
+    """
     losses, scope.losses = scope.losses, []
+    places = collections.Counter()
+    taken = {}
+    inner_layers = layer._flatten_layers() if losses else []
     # Keras knows a loss by its id, which another gets when this one is gone.
-    ids = set(map(id, losses))
-    for inner in layer._flatten_layers() if ids else ():
-        inner._loss_ids.difference_update(ids)
-    return losses
+    owners = {
+        key: number
+        for number, inner in enumerate(inner_layers)
+        for key in _forget(inner._loss_ids, losses)
+    }
+    for loss in losses:
+        owner = owners.get(id(loss), -1)
+        taken[owner, places[owner], _dtype(loss)] = loss
+        places[owner] += 1
+    return taken
+
+
+def _forget(ids, losses):
+    found = ids & set(map(id, losses))
+    ids -= found
+    return found
+
+
+def _weighted(losses, size):
+    """What each loss adds to its mean over the calls: a sum and a weight.
+
+    In 16 bits, neither has room for many steps.
+    """
+    weighted = {}
+    for key, loss in losses.items():
+        if size is not None and len(loss.shape):
+            raise ValueError(
+                "Where the layer is called on some steps at a time "
+                "(`steps_per_call`, `share_randomness`), the losses that it "
+                "adds must be scalars, of which the mean over the steps is "
+                "taken. Reduce them with `keras.ops.mean`. Received: a loss of "
+                f"shape {tuple(loss.shape)}."
+            )
+        wide = _dtype(loss) if _dtype(loss) == "float64" else "float32"
+        weight = ops.cast(1 if size is None else size, wide)
+        weighted[key] = ops.cast(loss, wide) * weight, weight
+    return weighted
 
 
 def _add(totals, losses):
-    return list(map(ops.add, totals, losses)) if totals else losses
+    """Sums losses, and their weights, of calls that need not add the same."""
+    both = dict(totals)
+    for key, (loss, weight) in losses.items():
+        total, sum_of_weights = both.get(key, (0, 0))
+        both[key] = total + loss, sum_of_weights + weight
+    return both
+
+
+def _means(totals):
+    """The mean of each loss over the steps of the calls that add it."""
+    return [
+        ops.cast(total / ops.maximum(weight, 1), dtype)
+        for (_, _, dtype), (total, weight) in totals.items()
+    ]
+
+
+def _dtype(x):
+    return keras.backend.standardize_dtype(x.dtype)
 
 
 def _drawing_alike(layer, variables, values):
     """Lets every call draw the random numbers of the first."""
-    # Some of Keras's augmentations choose operations with Python's `random`.
-    python_state = random.getstate()
+    draws = randomness.Draws()
     seeds = [
         (variable, value)
         for variable, value in zip(variables, values, strict=True)
         if variable.name == "seed_generator_state"
     ]
-    # Keras has a quicker dropout on PyTorch, for a generator that was given no
-    # seed: it would draw from PyTorch's state, and not from this one.
-    unseeded = [
-        generator
-        for inner in layer._flatten_layers()
-        for generator in inner._seed_generators
-        if generator._initial_seed is None
-    ]
 
     @contextlib.contextmanager
     def drawing():
-        random.setstate(python_state)
         for variable, seed in seeds:
             variable.assign(seed)
-        for generator in unseeded:
-            generator._initial_seed = 0
-        try:
+        with draws.from_the_start(), randomness.from_seeds(layer):
             yield
-        finally:
-            for generator in unseeded:
-                generator._initial_seed = None
 
     return drawing
 
@@ -333,34 +442,46 @@ def _loop(call, again, fixed, start, probed, state, tensors, turns, sizes):
     changed = [a is not b for a, b in zip(probed[0], start, strict=True)]
     sequences, part_of_turn = _sequences(tensors, turns, sum(sizes))
     carried, constant = _split(values, changed)
-    structure = None
+    keys, structure = sorted(totals), None
 
     def as_list(done):
         return [] if done is None else [done]
 
     @again
-    def run_turn(done, fixed, constant, inputs, index, carried, totals):
+    def run_turn(done, fixed, constant, inputs, index, carried, sums):
         nonlocal structure
+        totals = dict(zip(keys, sums, strict=True))
         state = _merge(carried, constant, changed), totals, done
         part = part_of_turn(inputs, index)
-        structure, state = _run(call, fixed, state, part, [sizes])
+        outputs, state = _run(call, fixed, state, part, [sizes])
+        structure = _without_tensors(outputs)
         values, totals, done = state
+        if sorted(totals) != keys:
+            raise ValueError(
+                "In a compiled function, a layer that is called on some steps "
+                "at a time (`steps_per_call`, `share_randomness`) must add the "
+                "same losses in each call. Received: one in a later call that "
+                "the first has not."
+            )
         carried, _ = _split(values, changed)
-        return done, (tuple(folding.tensors(structure)), carried, totals)
+        sums = [totals[key] for key in keys]
+        return done, (tuple(folding.tensors(outputs)), carried, sums)
 
     def turn(inputs, states):
-        index, zeros, carried, totals = states
-        done, (outputs, carried, totals) = run_turn(
-            *zeros or [None], fixed, constant, inputs, index, carried, totals
+        index, zeros, carried, sums = states
+        done, (outputs, carried, sums) = run_turn(
+            *zeros or [None], fixed, constant, inputs, index, carried, sums
         )
-        return outputs, [index + 1, as_list(done), carried, totals]
+        return outputs, [index + 1, as_list(done), carried, sums]
 
-    states = [ops.zeros((), "int32"), as_list(done), carried, totals]
+    sums = [totals[key] for key in keys]
+    states = [ops.zeros((), "int32"), as_list(done), carried, sums]
     _, outputs, states = _Loop(turn).inner_loop(sequences, states, None)
-    _, zeros, carried, totals = states
+    _, zeros, carried, sums = states
     [done] = zeros or [None]
     # (batch, turns, steps, ...) -> (batch, time, ...)
-    outputs = _pack(structure, map(folding.merge_turns, outputs))
+    outputs = folding.pack_tensors(structure, map(folding.merge_turns, outputs))
+    totals = dict(zip(keys, sums, strict=True))
     return outputs, (_merge(carried, constant, changed), totals, done)
 
 
@@ -445,28 +566,25 @@ def _remat(call):
         # TensorFlow's variables, if no tensors are made of them, get gradients
         # twice.
         given = [ops.reshape(x, folding.sizes(x)) for x in given]
-        structure = None
-        python_state = random.getstate()
+        draws, structure = randomness.Draws(), None
 
         def on_floats(done, *given):
             nonlocal structure
             flat = _merge(given, others, differentiable)
-            fixed, values, *nests_again = tree.pack_sequence_as(nests, flat)
+            fixed, values, *nests_again = folding.pack(nests, flat)
             first = structure is None
-            with contextlib.nullcontext() if first else _again(python_state):
-                done, structure = call(
+            with draws.from_the_start(), _passing_errors(not first):
+                done, results = call(
                     done, fixed, _tie(values, done), *nests_again
                 )
-            return [done, *map(_to_floats, folding.tensors(structure))]
+            # Tensors here would be kept by the function that makes them.
+            structure = _without_tensors(results)
+            return [done, *map(_to_floats, folding.tensors(results))]
 
-        with warnings.catch_warnings():
-            # Backends that have no backward pass say so.
-            warnings.filterwarnings("ignore", "Rematerialization")
-            remat = keras.remat(on_floats)
-        done, *found = remat(done, *given)
-        found = iter(found)
-        return done, folding.map_tensors(
-            lambda x: _from_floats(next(found), x), structure
+        done, *found = keras.remat(on_floats)(done, *given)
+        pairs = zip(found, folding.tensors(structure), strict=True)
+        return done, folding.pack_tensors(
+            structure, [_from_floats(x, like) for x, like in pairs]
         )
 
     return call_remat
@@ -484,23 +602,25 @@ def _tie(values, done):
 
 
 @contextlib.contextmanager
-def _again(python_state):
-    """Computes a call once more, with the choices of Python's `random`.
+def _passing_errors(again):
+    """Lets an error pass as it is where a call is computed again.
 
-    PyTorch ends a recomputation with an exception, which is to pass as it is:
-    Keras would make another of it, which keeps all tensors of the call until
-    Python collects its garbage.
+    PyTorch ends a recomputation with an exception. Keras would make another of
+    it, which keeps all tensors of the call until Python collects its garbage.
     """
-    state = random.getstate()
-    filtered = keras.config.is_traceback_filtering_enabled()
-    random.setstate(python_state)
-    keras.config.disable_traceback_filtering()
+    filtered = again and keras.config.is_traceback_filtering_enabled()
+    if filtered:
+        keras.config.disable_traceback_filtering()
     try:
         yield
     finally:
-        random.setstate(state)
         if filtered:
             keras.config.enable_traceback_filtering()
+
+
+def _without_tensors(nest):
+    """The structure of a nest, with the dtypes of its tensors alone."""
+    return folding.map_tensors(lambda x: keras.KerasTensor((), _dtype(x)), nest)
 
 
 def _to_floats(x):
@@ -536,12 +656,6 @@ def _has_values(x):
     except Exception:
         return False
     return True
-
-
-def _pack(nest, tensors):
-    """Puts the next tensors in place of those of `nest`."""
-    tensors = iter(tensors)
-    return folding.map_tensors(lambda _: next(tensors), nest)
 
 
 def _split(items, flags):

@@ -4,13 +4,14 @@ import contextlib
 import copy
 import functools
 import inspect
-import numbers
 
 import keras
 from keras import tree
 
 from keras_td import folding
 from keras_td import masking
+from keras_td import mistakes
+from keras_td import padding
 from keras_td import stepping
 
 
@@ -103,49 +104,49 @@ class TimeDistributed(keras.layers.Wrapper):
         share_randomness=False,
         **kwargs,
     ):
-        if not isinstance(layer, keras.Layer):
-            raise ValueError(
-                "Please initialize `TimeDistributed` layer with a "
-                f"`keras.layers.Layer` instance. Received: {layer}"
-            )
+        mistakes.check_layer(layer)
         if kwargs.get("dtype") is None:
             kwargs["dtype"] = _unquantized(layer.dtype_policy)
-        _check_options(steps_per_call, remat, share_randomness)
+        mistakes.check_options(
+            steps_per_call, remat=remat, share_randomness=share_randomness
+        )
+        supports_masking = kwargs.pop("supports_masking", True)
         # The wrapped layer casts its inputs, in its own way.
         super().__init__(layer, **{"autocast": False, **kwargs})
-        self.supports_masking = True
+        self.supports_masking = supports_masking
         self.steps_per_call = steps_per_call and int(steps_per_call)
         self.remat = remat
         self.share_randomness = share_randomness
         self._layer_takes_mask = "mask" in _parameters(layer.call)
-        self._in_call = False
+        self._dtype_of_call = None
+        if not self.trainable:
+            layer.trainable = False
 
     def __call__(self, inputs, *args, **kwargs):
-        # Keras refuses a catch-all that holds both tensors and other values, so
-        # the others travel as `_static_kwargs`.
-        static = dict(kwargs.pop("_static_kwargs", {}))
-        for name in kwargs.keys() - {"training", "mask"}:
-            if not _is_tensor_argument(name, kwargs[name]):
-                static[name] = kwargs.pop(name)
-        if static:
-            kwargs["_static_kwargs"] = static
+        args, kwargs = _keep_apart(args, kwargs, _parameters(self.call))
         if self.built:
             return super().__call__(inputs, *args, **kwargs)
-        self._in_call = True
+        self._dtype_of_call = _first_dtype(inputs, self.compute_dtype)
         try:
             return super().__call__(inputs, *args, **kwargs)
         finally:
-            self._in_call = False
+            self._dtype_of_call = None
 
     def build(self, input_shape):
         # In a call, the wrapped layer's own call builds it, from everything
-        # that it is given.
-        if self._in_call:
+        # that it is given, unless a subclass may count on it or Keras traces.
+        own = TimeDistributed
+        as_is = type(self).call is own.call and type(self).build is own.build
+        if self._dtype_of_call and as_is and not self._remat_mode:
             return
-        gathered = _gather(self._symbolic(input_shape), (), {})
-        arguments, _, _ = _fold(*self._of_one_call(*gathered))
+        if self.layer.built:
+            return
+        dtype = self._dtype_of_call or self.compute_dtype
+        inputs = _symbols_of_shapes(input_shape, dtype)
+        arguments = self._of_one_call(*_gather(inputs, (), {}))[0]
+        arguments = _map(folding.fold, arguments)
         if type(self.layer).build is not keras.Layer.build:
-            if _takes_one(self.layer.build) and not self.layer.built:
+            if _takes_one(self.layer.build):
                 shapes = [_shapes(arguments["inputs"])]
                 self.layer.build(*shapes[: len(_parameters(self.layer.build))])
         elif _takes_one(self.layer.call):
@@ -153,51 +154,50 @@ class TimeDistributed(keras.layers.Wrapper):
             with contextlib.suppress(Exception):
                 self.layer(arguments["inputs"])
 
-    def call(
-        self,
-        inputs,
-        *args,
-        training=None,
-        mask=None,
-        _static_kwargs=None,
-        **kwargs,
-    ):
-        options = dict(_static_kwargs or {})
+    def call(self, inputs, *args, training=None, mask=None, **kwargs):
+        args, kwargs = _put_together(args, kwargs)
+        options = {
+            name: kwargs.pop(name)
+            for name in list(kwargs)
+            if not _is_tensor_argument(name, kwargs[name])
+        }
         if training is not None:
             options["training"] = training
         arguments, masks, time = _gather(inputs, args, kwargs, mask)
-        call = functools.partial(self._call_layer, options)
         outputs, output_masks = self._call_steps(
-            call, arguments, masks, time, training
+            functools.partial(self._call_layer, options),
+            arguments,
+            masks,
+            time,
+            training,
         )
         # Where a subclass has its own `compute_mask`, Keras asks that.
         inherited = type(self).compute_mask is TimeDistributed.compute_mask
         if self.supports_masking and inherited:
-            step_mask = _step_mask(masks, time)
-            masking.set_masks(outputs, _fill(output_masks, step_mask))
+            output_masks = self._leaving(
+                outputs, output_masks, arguments, masks
+            )
+            masking.set_masks(outputs, output_masks)
         return outputs
 
     def _call_steps(self, call, arguments, masks, time, training):
         """Calls the layer as often as the options ask for."""
         steps = self._steps_of_a_call()
         if not (steps or self.remat):
-            return call(arguments, masks, time)
+            return call(arguments, masks)
         if _shapes_will_do(arguments):
-            outputs = call(*self._of_one_call(arguments, masks, time))
-            if steps:
-                restore = functools.partial(folding.with_time, time=time)
-                outputs = _map_both(restore, outputs)
-            return outputs
+            return self._of_all_steps(call, arguments, masks, time)
         if not self.layer.built:
             # What cannot be traced has to do without.
             with contextlib.suppress(Exception):
-                symbols = _symbols(arguments), _symbols(masks)
+                symbols = _map(_symbol, arguments), _map(_symbol, masks)
                 call(*self._of_one_call(*symbols, time))
 
-        def call_on_list(nests, time):
+        def call_on_list(nests):
             of_arguments = dict(zip(arguments, nests, strict=False))
             of_masks = dict(zip(masks, nests[len(arguments) :], strict=True))
-            return call(of_arguments, of_masks, time)
+            outputs, output_masks = call(of_arguments, of_masks)
+            return outputs, masking.as_tensors(output_masks)
 
         (outputs, output_masks), losses = stepping.call_in_order(
             call_on_list,
@@ -213,6 +213,16 @@ class TimeDistributed(keras.layers.Wrapper):
             self.add_loss(loss)
         return outputs, output_masks
 
+    def _of_all_steps(self, call, arguments, masks, time):
+        """What calls on all steps return, told from the first one's shapes."""
+        of_first = self._of_one_call(arguments, masks, time)
+        outputs, output_masks = call(*of_first)
+        if not self._steps_of_a_call():
+            return outputs, output_masks
+        of_all = functools.partial(folding.with_time, time=time)
+        output_masks = masking.originals_of(output_masks, of_first[1], masks)
+        return _map_both(of_all, (outputs, output_masks))
+
     def _steps_of_a_call(self):
         return 1 if self.share_randomness else self.steps_per_call
 
@@ -220,66 +230,173 @@ class TimeDistributed(keras.layers.Wrapper):
         """The arguments and masks that the first call of the layer sees."""
         steps = self._steps_of_a_call()
         if not steps:
-            return arguments, masks, time
+            return arguments, masks
+        if isinstance(time, int):
+            steps = min(steps, time)
         first = functools.partial(folding.first_steps, steps=steps)
-        arguments, masks = _map(first, arguments), _map(first, masks)
-        return arguments, masks, folding.common_time(_named_tensors(arguments))
+        return _map(first, arguments), _map(first, masks)
 
-    def _call_layer(self, options, arguments, masks, time):
-        """Calls the layer once, on a nest of tensors `(batch, time, ...)`."""
-        arguments, masks, unfold = _fold(arguments, masks, time)
-        fitted = self._fit(masks, arguments)
-        for name, nest in arguments.items():
-            masking.set_masks(nest, fitted[name])
-        if self._layer_takes_mask and masking.any_mask(fitted["inputs"]):
-            options = {**options, "mask": fitted["inputs"]}
+    def _call_layer(self, options, arguments, masks):
+        """Calls the layer once, on a nest of tensors `(batch, time, ...)`.
+
+        Returns:
+            Tuple of the outputs and of the masks that the layer gives them.
+        """
+        arguments, masks, like = _align(arguments, masks)
+        steps = self._valid_steps(arguments, masks)
+        arguments, folded = (
+            _map(folding.fold, arguments),
+            _map(folding.fold, masks),
+        )
+        # Padding is hidden from what would read masks of it.
+        hides = (
+            steps is not None
+            and masking.has_inner_axes(folded)
+            and masking.reads_masks(self.layer)
+        )
+        seen = self._seen(
+            folded, arguments, folding.fold(steps) if hides else None
+        )
+        options = {**options, **self._pass_masks(arguments, seen)}
         args, kwargs = _args_and_kwargs(arguments)
-        with masking.passed_on(fitted, self.layer):
+        with (
+            padding.left_out(self.layer, steps, like),
+            masking.passed_on(seen, self.layer),
+            mistakes.of_fixed_batch(self.layer, arguments),
+        ):
             outputs = self.layer(*args, **kwargs, **options)
-        output_masks = masking.outgoing(outputs, fitted, masks)
-        return _map_both(unfold, (outputs, output_masks))
+        output_masks = masking.outgoing(outputs, seen, masks)
+        unfold = functools.partial(folding.unfold, like=like)
+        outputs, output_masks = _map_both(unfold, (outputs, output_masks))
+        if hides:
+            outputs, output_masks = _map_both(
+                functools.partial(folding.zeros_but_at, steps),
+                (outputs, output_masks),
+            )
+        return outputs, output_masks
 
-    def _fit(self, masks, arguments):
+    def _valid_steps(self, arguments, masks):
+        """The steps that are no padding, `(batch, time)`, if it matters."""
+        if not masking.any_mask(masks) or _is_symbolic(arguments):
+            return None
+        if not (
+            masking.reads_masks(self.layer) or padding.mixes_samples(self.layer)
+        ):
+            return None
+        return _step_mask(arguments, masks)
+
+    def _seen(self, masks, arguments, valid):
+        """The masks that the layer sees, of folded ones."""
         return {
-            name: masking.fit(masks[name], nest, self.layer)
-            for name, nest in arguments.items()
+            name: masking.seen(
+                nest,
+                arguments.get(name, arguments["inputs"]),
+                self.layer,
+                valid,
+            )
+            for name, nest in masks.items()
         }
 
+    def _pass_masks(self, arguments, seen):
+        """Lets masks ride on arguments; returns those to pass by name."""
+        for name, nest in arguments.items():
+            masking.set_masks(nest, seen[name])
+        mask = seen.get("mask", seen["inputs"])
+        if not masking.any_mask(mask):
+            return {}
+        if self._layer_takes_mask:
+            return {"mask": mask}
+        masking.set_masks(arguments["inputs"], mask)
+        return {}
+
+    @property
+    def metrics(self):
+        # As in a model that holds it as a layer, those that a wrapped model was
+        # compiled with are not for the model at hand.
+        if isinstance(self.layer, keras.Model):
+            return list(self._metrics)
+        return super().metrics
+
     def get_config(self):
-        return {
+        config = {
             **super().get_config(),
             "steps_per_call": self.steps_per_call,
             "remat": self.remat,
             "share_randomness": self.share_randomness,
         }
+        if not self.supports_masking:
+            config["supports_masking"] = False
+        return config
 
     def compute_mask(self, inputs, mask=None):
         if not masking.any_mask(mask) and not masking.makes_masks(self.layer):
             return None
-        arguments, masks, time = _gather(inputs, (), {}, mask)
-        step_mask = _step_mask(masks, time)
-        arguments, masks, unfold = _fold(arguments, masks, time)
+        arguments, masks, _ = _gather(inputs, (), {}, mask)
+        aligned_arguments, aligned, like = _align(arguments, masks)
+        folded = _map(folding.fold, aligned_arguments)
         output_masks = None
         if self.layer.supports_masking:
-            fitted = self._fit(masks, arguments)
+            seen = self._seen(_map(folding.fold, aligned), folded, None)
             output_masks = self.layer.compute_mask(
-                arguments["inputs"], fitted["inputs"]
+                folded["inputs"], seen.get("mask", seen["inputs"])
             )
-            output_masks = masking.restore(output_masks, fitted, masks)
-        return _fill(folding.map_tensors(unfold, output_masks), step_mask)
+            output_masks = masking.restore(output_masks, seen, aligned)
+        unfold = functools.partial(folding.unfold, like=like)
+        output_masks = folding.map_tensors(unfold, output_masks)
+        outputs = self._outputs_like(inputs, output_masks)
+        return self._leaving(outputs, output_masks, arguments, masks)
+
+    def _outputs_like(self, inputs, output_masks):
+        """Symbols of the outputs, or of no shape where Keras cannot tell it."""
+        try:
+            shapes = self.compute_output_shape(_shapes(inputs))
+        except Exception:
+            return folding.map_tensors(lambda _: None, output_masks)
+        return _symbols_of_shapes(shapes, self.compute_dtype)
+
+    def _leaving(self, outputs, output_masks, arguments, masks):
+        """The masks of the outputs: the layer's where they fit, or of steps.
+
+        Keras writes the masks of symbolic tensors into the graph of a model,
+        and orders layers and weights by their depth in it. So only masks made
+        of incoming ones are there: those that the layer makes would have others
+        be deeper. They ride on the outputs of each run, as those that are made
+        inside of a model do.
+        """
+        symbolic = _is_symbolic(arguments)
+        incoming = [m for nest in masks.values() for m in folding.flatten(nest)]
+        of_steps = functools.cache(lambda: _step_mask(arguments, masks))
+
+        def leave(y, mask):
+            if isinstance(mask, masking.Original):
+                mask = mask.mask
+                made = not any(mask is m for m in incoming)
+            else:
+                made = mask is not None
+            if symbolic and (made or masking.may_make_masks(self.layer)):
+                return None
+            if mask is None:
+                return of_steps()
+            return mask if y is None else masking.fit(mask, y.shape)
+
+        flat = tree.flatten(outputs)
+        found = (tree.flatten(output_masks) + [None] * len(flat))[: len(flat)]
+        return folding.pack(outputs, list(map(leave, flat, found)))
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
-        inputs = self._symbolic(input_shape)
-        args = tuple(map(self._symbolic, args))
-        kwargs = {name: self._symbolic(kwargs[name]) for name in kwargs}
-        arguments, _, unfold = _fold(*_gather(inputs, args, kwargs))
-        args, kwargs = _args_and_kwargs(arguments)
+        dtype = self.compute_dtype
+        inputs = _symbols_of_shapes(input_shape, dtype)
+        args = tuple(_symbols_of_shapes(shape, dtype) for shape in args)
+        kwargs = {n: _symbols_of_shapes(kwargs[n], dtype) for n in kwargs}
+        arguments, _, like = _align(*_gather(inputs, args, kwargs)[:2])
+        args, kwargs = _args_and_kwargs(_map(folding.fold, arguments))
         try:
-            outputs = self._symbolic(
+            outputs = _symbols_of_shapes(
                 self.layer.compute_output_shape(
                     *map(_shapes, args),
                     **{name: _shapes(kwargs[name]) for name in kwargs},
-                )
+                ),
+                dtype,
             )
         except NotImplementedError:
             outputs = self.layer(
@@ -288,12 +405,11 @@ class TimeDistributed(keras.layers.Wrapper):
                     name.removesuffix("_shape"): kwargs[name] for name in kwargs
                 },
             )
+        unfold = functools.partial(folding.unfold, like=like)
         return _shapes(folding.map_tensors(unfold, outputs))
 
     def compute_output_spec(self, *args, **kwargs):
-        outputs = self.call(*args, **kwargs)
-        masking.connect(outputs)
-        return outputs
+        return self.call(*args, **kwargs)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -304,48 +420,90 @@ class TimeDistributed(keras.layers.Wrapper):
             td.layer.built = False
         return td
 
-    def _symbolic(self, shape):
-        return tree.map_shape_structure(
-            lambda s: keras.KerasTensor(s, dtype=self.compute_dtype),
-            tree.map_structure(_as_sizes, shape),
-        )
+
+# --- The tensors of a call ----------------------------------------------------
+
+
+def _keep_apart(args, kwargs, parameters):
+    """Keeps tensors by name apart from other values by name.
+
+    Keras refuses a catch-all that holds both, so there the tensors travel by
+    position, and their names as a value.
+    """
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return args, kwargs
+    rest = {n: kwargs[n] for n in kwargs if n not in parameters}
+    names = [n for n in rest if _is_tensor_argument(n, rest[n])]
+    if len(names) in (0, len(rest)):
+        return args, kwargs
+    tensors = [kwargs.pop(name) for name in names]
+    return (*args, *tensors), {**kwargs, _NAMES: names}
+
+
+def _put_together(args, kwargs):
+    """Undoes `_keep_apart`."""
+    names = kwargs.pop(_NAMES, ())
+    split = len(args) - len(names)
+    return args[:split], {
+        **kwargs,
+        **dict(zip(names, args[split:], strict=True)),
+    }
+
+
+_NAMES = "_names_of_last_args"
 
 
 def _gather(inputs, args, kwargs, mask=None):
     """Gathers the arguments of a call.
 
     Returns:
-        Tuple of a dict of the arguments, a dict of their masks, and the number
-        of time steps.
+        Tuple of a dict of the arguments, a dict of the masks that ride on them,
+        with that which was passed as `mask`, and the number of time steps.
     """
     arguments = {"inputs": inputs, **kwargs}
     if args:
         arguments["*args"] = args
-    time = folding.common_time(_named_tensors(arguments))
-    masks = {
-        name: masking.incoming(nest, mask if name == "inputs" else None)
-        for name, nest in arguments.items()
-    }
+    masks = {name: masking.get_masks(nest) for name, nest in arguments.items()}
+    if _is_symbolic(arguments):
+        # An array next to symbolic tensors has its value at run time only.
+        arguments = _map(_symbol, arguments)
+    named = _named_tensors(arguments)
+    mistakes.check_dense(named)
+    _, time = folding.common_sizes(named)
+    if mask is not None:
+        given = masking.given(inputs, mask)
+        # Keras passes those that ride.
+        if list(map(id, folding.flatten(given))) != list(
+            map(id, folding.flatten(masks["inputs"]))
+        ):
+            masks["mask"] = given
+    for name, nest in masks.items():
+        masking.check(nest, arguments.get(name, inputs))
     return arguments, masks, time
 
 
-def _fold(arguments, masks, time):
-    """Folds arguments and their masks, which are of `time` steps or of one.
+def _align(arguments, masks):
+    """Gives all tensors the same batch and time.
 
     Returns:
-        Tuple of the folded arguments, the folded masks, and the function that
-        unfolds a tensor.
+        Tuple of the arguments, the masks, and one of the tensors.
     """
-    align = functools.partial(folding.align, time=time)
+    batch, time = folding.common_sizes(_named_tensors(arguments))
+    align = functools.partial(folding.align, batch=batch, time=time)
     arguments, masks = _map(align, arguments), _map(align, masks)
     like = next(x for n in arguments.values() for x in folding.tensors(n))
-    arguments, masks = _map(folding.fold, arguments), _map(folding.fold, masks)
-    return arguments, masks, lambda x: folding.unfold(x, like)
+    return arguments, masks, like
 
 
-def _step_mask(masks, time):
-    mask = masking.step_mask(masks["inputs"])
-    return None if mask is None else folding.align(mask, time)
+def _step_mask(arguments, masks):
+    """Which steps of the inputs are no padding, `(batch, time)`, or `None`."""
+    mask = masking.step_mask(masks.get("mask", masks["inputs"]))
+    if mask is None:
+        return None
+    sizes = folding.common_sizes(_named_tensors(arguments))
+    aligned = folding.align(mask, *sizes)
+    # A symbolic one would have no place in the graph of its model.
+    return None if aligned is not mask and _is_symbolic(arguments) else aligned
 
 
 def _map(fn, nests):
@@ -361,11 +519,6 @@ def _args_and_kwargs(arguments):
     return (kwargs.pop("inputs"), *kwargs.pop("*args", ())), kwargs
 
 
-def _fill(masks, step_mask):
-    """Gives the mask of the steps to each output without a mask."""
-    return tree.map_structure(lambda m: step_mask if m is None else m, masks)
-
-
 def _named_tensors(arguments):
     """Tensors by the names that a user knows: `value`, `inputs[0]`."""
     named = {}
@@ -379,13 +532,21 @@ def _named_tensors(arguments):
     return named
 
 
-def _symbols(nests):
-    return folding.map_tensors(
-        lambda x: keras.KerasTensor(
-            x.shape, keras.backend.standardize_dtype(x.dtype)
-        ),
-        nests,
+def _symbol(x):
+    if keras.backend.is_keras_tensor(x):
+        return x
+    return keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype))
+
+
+def _symbols_of_shapes(shape, dtype):
+    return tree.map_shape_structure(
+        lambda s: keras.KerasTensor(s, dtype=dtype),
+        tree.map_structure(_as_sizes, shape),
     )
+
+
+def _is_symbolic(arguments):
+    return any(map(keras.backend.is_keras_tensor, tree.flatten(arguments)))
 
 
 def _shapes_will_do(arguments):
@@ -393,7 +554,7 @@ def _shapes_will_do(arguments):
     with keras.SymbolicScope() as scope:
         if scope.original_scope is not None:
             return True
-    return any(map(keras.backend.is_keras_tensor, tree.flatten(arguments)))
+    return _is_symbolic(arguments)
 
 
 def _is_tensor_argument(name, value):
@@ -409,26 +570,11 @@ def _is_tensor_argument(name, value):
     return any(are_tensors)
 
 
-def _check_options(steps_per_call, remat, share_randomness):
-    whole = isinstance(steps_per_call, numbers.Integral)
-    if steps_per_call is not None and (
-        not whole or isinstance(steps_per_call, bool) or steps_per_call < 1
-    ):
-        raise ValueError(
-            "`steps_per_call` must be a positive integer, or None for one call "
-            f"on all time steps. Received: steps_per_call={steps_per_call!r}"
-        )
-    options = {"remat": remat, "share_randomness": share_randomness}
-    for name, value in options.items():
-        if not isinstance(value, bool):
-            raise ValueError(
-                f"`{name}` must be True or False. Received: {name}={value!r}"
-            )
-    if remat and not hasattr(keras, "remat"):
-        raise ValueError(
-            "`remat=True` needs Keras 3.9 or later. This is Keras "
-            f"{keras.__version__}."
-        )
+def _first_dtype(inputs, default):
+    found = folding.tensors(inputs)
+    if not found:
+        return default
+    return keras.backend.standardize_dtype(found[0].dtype)
 
 
 def _parameters(fn):

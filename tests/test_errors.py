@@ -55,9 +55,9 @@ MISTAKES = {
         r"same time.*`inputs`.*\(2, 3, 4\).*`value`.*\(2, 5, 4\)",
     ),
     "batches that differ": (
-        [[ones(2, 3, 4), ones(1, 3, 4)]],
+        [[ones(2, 3, 4), ones(4, 3, 4)]],
         {},
-        r"same batch.*\(2, 3, 4\).*\(1, 3, 4\)",
+        r"same batch.*\(2, 3, 4\).*\(4, 3, 4\)",
     ),
     "a mask of another time": (
         [ones(2, 3, 4)],

@@ -63,32 +63,46 @@ def test_align_repeats_a_single_step(shape, time):
     x = arange((shape[0], 1, *shape[2:]))
     assume(0 not in x.shape or not LIMITS["empty broadcast"].holds())
 
-    aligned = folding.align(x, time)
+    aligned = folding.align(x, shape[0], time)
 
     assert_close(aligned, ops.repeat(x, time, axis=1))
 
 
-def test_align_leaves_a_tensor_of_that_time_alone():
+@given(shapes, st.integers(0, 4))
+def test_align_repeats_a_single_sample(shape, batch):
+    x = arange((1, *shape[1:]))
+    assume(0 not in x.shape or not LIMITS["empty broadcast"].holds())
+
+    aligned = folding.align(x, batch, shape[1])
+
+    assert_close(aligned, ops.repeat(x, batch, axis=0))
+
+
+def test_align_leaves_a_tensor_of_that_batch_and_time_alone():
     # Python makes a new integer of each large number.
     x = ops.ones((2, 1000, 4))
-    assert folding.align(x, int("1000")) is x
+    assert folding.align(x, 2, int("1000")) is x
 
 
 @pytest.mark.parametrize(
     ("tensors", "expected"),
     [
-        ([(2, 3)], 3),
-        ([(2, 3), (2, 1)], 3),
-        ([(2, 1), (2, 3, 4)], 3),
-        ([(2, 1), (2, 1)], 1),
-        ([(2, 1), (2, 0)], 0),
-        ([(None, None), (2, 1)], None),
-        ([(None, 3), (2, None)], 3),
-        ([(2, None), (None, 3)], 3),
-        ([(None, 1), (None, None)], None),
-        ([(None, None), (None, None)], None),
+        ([(2, 3)], (2, 3)),
+        ([(2, 3), (2, 1)], (2, 3)),
+        ([(2, 1), (2, 3, 4)], (2, 3)),
+        ([(2, 1), (2, 1)], (2, 1)),
+        ([(2, 1), (2, 0)], (2, 0)),
+        ([(1, 3), (2, 1)], (2, 3)),
+        ([(1, 3), (0, 3)], (0, 3)),
+        ([(1, 1), (1, 1)], (1, 1)),
+        ([(1, 3), (None, 3)], (None, 3)),
+        ([(None, None), (2, 1)], (2, None)),
+        ([(None, 3), (2, None)], (2, 3)),
+        ([(2, None), (None, 3)], (2, 3)),
+        ([(None, 1), (None, None)], (None, None)),
+        ([(None, None), (None, None)], (None, None)),
     ],
 )
-def test_the_time_that_tensors_share(tensors, expected):
+def test_the_batch_and_time_that_tensors_share(tensors, expected):
     named = {f"x{i}": keras.KerasTensor(s) for i, s in enumerate(tensors)}
-    assert folding.common_time(named) == expected
+    assert folding.common_sizes(named) == expected

@@ -128,6 +128,9 @@ def test_samples_still_differ(case, rng):
 class Spread(keras.Layer):
     """How the steps differ from the first."""
 
+    def compute_mask(self, inputs, mask=None):
+        return None
+
     def call(self, inputs):
         return ops.cast(inputs[:, 1:], "float32") - ops.cast(
             inputs[:, :1], "float32"

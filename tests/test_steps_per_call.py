@@ -17,6 +17,10 @@ from cases import one_or_all
 from cases import with_leaves
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
+from modes import SEVERAL_CALLS as OPTIONS
+from modes import TIME
+from modes import each_option
+from modes import options_named
 from reference import as_numpy
 from reference import assert_close
 from reference import gradients
@@ -24,26 +28,7 @@ from reference import mask_of
 from reference import normal
 from reference import with_mask
 
-TIME = 11
 IS_TORCH = keras.backend.backend() == "torch"
-OPTIONS = {
-    "1 step": {"steps_per_call": 1},
-    # 2 steps, and then 3 calls.
-    "3 steps": {"steps_per_call": 3},
-    "more than all": {"steps_per_call": 99},
-    "remat": {"remat": True},
-    "2 steps, remat": {"steps_per_call": 2, "remat": True},
-}
-
-
-def options_named(names):
-    marks = {name: needs("remat") if "remat" in name else () for name in names}
-    return pytest.mark.parametrize(
-        "option", [pytest.param(name, marks=marks[name]) for name in names]
-    )
-
-
-each_option = options_named(OPTIONS)
 # Of several inputs and outputs, with masks, integers and dicts.
 SOME = [
     BY_NAME[name]

@@ -1,0 +1,103 @@
+"""What cannot be right, told in the user's terms."""
+
+import contextlib
+import inspect
+import numbers
+
+import keras
+
+from keras_td import folding
+
+
+def check_layer(layer):
+    if not isinstance(layer, keras.Layer):
+        raise ValueError(
+            "Please initialize `TimeDistributed` layer with a "
+            f"`keras.layers.Layer` instance. Received: {layer}"
+        )
+    kinds = [p.kind for p in inspect.signature(layer.call).parameters.values()]
+    if not {
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+    }.intersection(kinds):
+        raise ValueError(
+            "`TimeDistributed` applies a layer to each time step of its "
+            "inputs, and this layer takes none. Leave it out, and call "
+            "`TimeDistributed` on a `keras.Input` if need be. Received: "
+            f"layer={layer}"
+        )
+
+
+def check_options(steps_per_call, **switches):
+    whole = isinstance(steps_per_call, numbers.Integral)
+    if steps_per_call is not None and (
+        not whole or isinstance(steps_per_call, bool) or steps_per_call < 1
+    ):
+        raise ValueError(
+            "`steps_per_call` must be a positive integer, or None for one call "
+            f"on all time steps. Received: steps_per_call={steps_per_call!r}"
+        )
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(
+                f"`{name}` must be True or False. Received: {name}={value!r}"
+            )
+    if switches["remat"] and not hasattr(keras, "remat"):
+        raise ValueError(
+            "`remat=True` needs Keras 3.9 or later. This is Keras "
+            f"{keras.__version__}."
+        )
+
+
+def check_dense(tensors):
+    """Checks that tensors, by their names, have a value at each place."""
+    for name, x in tensors.items():
+        sparse, ragged = (
+            kind in type(x).__name__ for kind in ("Sparse", "Ragged")
+        )
+        if sparse or ragged:
+            instead = (
+                "Convert it to a dense tensor"
+                if sparse
+                else "Pad it to a dense tensor, and pass a mask of its padding"
+            )
+            raise ValueError(
+                "`TimeDistributed` takes dense tensors of shape `(batch, time, "
+                f"...)`. {instead}. Received: `{name}` of type "
+                f"{type(x).__name__} with shape {tuple(x.shape)}."
+            )
+
+
+@contextlib.contextmanager
+def of_fixed_batch(layer, arguments):
+    """Tells why a layer fails on other samples than it was made for."""
+    try:
+        yield
+    except ValueError as error:
+        tensors = [x for n in arguments.values() for x in folding.tensors(n)]
+        samples, fixed = tensors[0].shape[0], _fixed_batch(layer, tensors)
+        if fixed is None or not folding.differ(fixed, samples):
+            raise
+        raise ValueError(
+            f"The layer wrapped by `TimeDistributed` is fixed to a batch of "
+            f"{fixed}, as a stateful layer is to the first that it sees, and "
+            "each of its calls has `batch * steps` samples. Pass "
+            "`steps_per_call=1`, so that it sees one time step of the batch "
+            "at a time, or another number that divides the number of steps. "
+            f"Received: a call on {samples} samples."
+        ) from error
+
+
+def _fixed_batch(layer, tensors):
+    """The batch that a layer keeps to, or `None`."""
+    if keras.backend.is_keras_tensor(tensors[0]):
+        # Keras takes models of a fixed batch for what they say, on symbolic
+        # tensors alone.
+        for x in folding.tensors(getattr(layer, "inputs", None) or []):
+            return x.shape[0]
+    for inner in layer._flatten_layers():
+        if getattr(inner, "stateful", False):
+            for state in folding.tensors(getattr(inner, "states", None)):
+                return state.shape[0]
+    return None

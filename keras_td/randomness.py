@@ -1,0 +1,158 @@
+"""Random numbers that several calls of a layer draw alike.
+
+Keras's draws come from seeds, which are variables. Two kinds do not: those of
+Python's `random`, with which a layer may choose what to do, and on PyTorch
+those of a dropout without a seed. Their states are the process's own: other
+threads draw from them meanwhile, so they are left as they are.
+"""
+
+import collections
+import contextlib
+import functools
+import random
+import threading
+
+import keras
+
+
+class Draws:
+    """What a call draws from Python's `random`, for other calls to repeat."""
+
+    def __init__(self):
+        self.seed = None
+
+    @contextlib.contextmanager
+    def from_the_start(self):
+        """Lets this thread draw these numbers, the first of them first."""
+        outer = _thread.source
+        with _replaced(*_FUNCTIONS):
+            _thread.source = _Source(self, outer)
+            try:
+                yield
+            finally:
+                _thread.source = outer
+
+
+def from_seeds(layer):
+    """Lets a layer draw from Keras's seeds alone.
+
+    Keras has a quicker dropout on PyTorch for a generator that was given no
+    seed: it would draw from PyTorch's state.
+    """
+    generators = {
+        _Unseeded(generator)
+        for inner in layer._flatten_layers()
+        for generator in inner._seed_generators
+    }
+    unseeded = [
+        g
+        for g in generators
+        if g in _replaced.threads or g.generator._initial_seed is None
+    ]
+    return _replaced(*unseeded)
+
+
+class _Thread(threading.local):
+    source = None
+
+
+_thread = _Thread()
+
+
+class _Source:
+    """Python's generator of one thread."""
+
+    def __init__(self, draws, outer):
+        self.draws = draws
+        self.outer = outer
+
+    @functools.cached_property
+    def generator(self):
+        if self.draws.seed is None:
+            _thread.source = self.outer
+            self.draws.seed = random.getrandbits(64)
+            _thread.source = self
+        return random.Random(self.draws.seed)
+
+
+class _Replaced:
+    """Replaces things with the first thread to enter, until the last leaves."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.threads = collections.Counter()
+
+    @contextlib.contextmanager
+    def __call__(self, *things):
+        with self.lock:
+            for thing in things:
+                if not self.threads[thing]:
+                    thing.replace()
+                self.threads[thing] += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                for thing in things:
+                    if self.threads[thing] == 1:
+                        thing.put_back()
+                        del self.threads[thing]
+                    else:
+                        self.threads[thing] -= 1
+
+
+_replaced = _Replaced()
+
+
+class _Unseeded(collections.namedtuple("_Unseeded", "generator")):
+    """The seed that a generator was given, which is none."""
+
+    def replace(self):
+        self.generator._initial_seed = 0
+
+    def put_back(self):
+        self.generator._initial_seed = None
+
+
+class _Function:
+    """A function of a module that draws for the thread that calls it."""
+
+    def __init__(self, module, name):
+        self.module = module
+        self.name = name
+
+    def replace(self):
+        self.function = getattr(self.module, self.name)
+        setattr(self.module, self.name, self)
+
+    def put_back(self):
+        setattr(self.module, self.name, self.function)
+
+    def __call__(self, *args, **kwargs):
+        if _thread.source is None:
+            return self.function(*args, **kwargs)
+        return getattr(_thread.source.generator, self.name)(*args, **kwargs)
+
+
+class _Dropout(_Function):
+    """`keras.random.dropout`, which draws from Keras's seed on PyTorch too.
+
+    There it does so where it is told the shape of what it draws.
+    """
+
+    def __call__(self, inputs, rate, noise_shape=None, seed=None):
+        if _thread.source and noise_shape is None:
+            noise_shape = (None,) * len(inputs.shape)
+        return self.function(inputs, rate, noise_shape, seed)
+
+
+_FUNCTIONS = [
+    _Dropout(keras.random, "dropout"),
+    *(
+        _Function(random, name)
+        for name in random.__all__
+        if isinstance(
+            getattr(getattr(random, name), "__self__", None), random.Random
+        )
+    ),
+]

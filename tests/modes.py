@@ -1,0 +1,34 @@
+"""The ways in which the wrapped layer may be called."""
+
+import pytest
+
+from backends import needs
+
+TIME = 11
+SEVERAL_CALLS = {
+    "1 step": {"steps_per_call": 1},
+    # 2 steps, and then 3 calls.
+    "3 steps": {"steps_per_call": 3},
+    "more than all": {"steps_per_call": 99},
+    "remat": {"remat": True},
+    "2 steps, remat": {"steps_per_call": 2, "remat": True},
+}
+MODES = {
+    "one call": {},
+    **SEVERAL_CALLS,
+    "shared randomness": {"share_randomness": True},
+}
+
+
+def options_named(names):
+    return pytest.mark.parametrize(
+        "option",
+        [
+            pytest.param(name, marks=needs("remat") if "remat" in name else ())
+            for name in names
+        ],
+    )
+
+
+each_option = options_named(SEVERAL_CALLS)
+each_mode = options_named(MODES)
