@@ -18,23 +18,52 @@ def is_tensor(x):
 
 def flatten(nest):
     # Most nests are one tensor, and trees are slow on some backends.
-    return [nest] if nest is None or is_tensor(nest) else tree.flatten(nest)
+    if nest is None or is_tensor(nest):
+        return [nest]
+    numbers, leaves = _numbered(nest)
+    return [leaves[number] for number in tree.flatten(numbers)]
 
 
-def tensors(nest):
-    return list(filter(is_tensor, flatten(nest)))
+def flatten_with_path(nest):
+    numbers, leaves = _numbered(nest)
+    pairs = tree.flatten_with_path(numbers)
+    return [(path, leaves[number]) for path, number in pairs]
 
 
 def pack(nest, leaves):
     """Puts other leaves in place of those of `nest`, in the order of `flatten`.
 
-    Dicts keep the order of their keys. Which order mapping functions visit
-    leaves in differs between backends, so nothing may count on it.
+    Dicts keep the order of their keys.
     """
     if nest is None or is_tensor(nest):
         return leaves[0]
-    places = tree.pack_sequence_as(nest, list(range(len(leaves))))
-    return tree.map_structure(lambda _, place: leaves[place], nest, places)
+    numbers, _ = _numbered(nest)
+    of_number = dict(zip(tree.flatten(numbers), leaves, strict=True))
+    return tree.map_structure(of_number.get, numbers)
+
+
+def _numbered(nest):
+    """Puts numbers in place of the leaves of a nest.
+
+    Mapping functions visit leaves in another order on each backend, so no more
+    may depend on it than these numbers. To flatten a nest of tensors itself
+    would keep them on PyTorch, with all that they were computed from, until
+    Python collects its garbage.
+
+    Returns:
+        Tuple of the nest of numbers and the list of leaves.
+    """
+    leaves: list = []
+
+    def number(leaf):
+        leaves.append(leaf)
+        return len(leaves) - 1
+
+    return tree.map_structure(number, nest), leaves
+
+
+def tensors(nest):
+    return list(filter(is_tensor, flatten(nest)))
 
 
 def pack_tensors(nest, tensors):

@@ -71,8 +71,8 @@ def given(tensors, mask):
     """
     if folding.is_tensor(tensors) and folding.is_tensor(mask):
         return mask
-    paths = [path for path, _ in tree.flatten_with_path(tensors)]
-    masks = dict(tree.flatten_with_path(mask))
+    paths = [path for path, _ in folding.flatten_with_path(tensors)]
+    masks = dict(folding.flatten_with_path(mask))
     if set(paths) != set(masks):
         raise ValueError(
             "The `mask` passed to the `TimeDistributed` layer must have the "
@@ -142,7 +142,7 @@ def may_make_masks(layer):
     def makes(inner):
         if isinstance(inner, keras.layers.Embedding):
             return inner.mask_zero
-        own = not _is_of(type(inner).compute_mask, "keras", "keras_td")
+        own = not is_from(type(inner).compute_mask, "keras", "keras_td")
         return isinstance(inner, _MAKING) or (makes_masks(inner) and own)
 
     return any(map(makes, layer._flatten_layers(include_self=False)))
@@ -319,7 +319,7 @@ def _is_bidirectional(layer):
 
 
 def _is_a_users_own(layer):
-    return not _is_of(type(layer).call, "keras")
+    return not is_from(type(layer).call, "keras")
 
 
 def _takes_masks(layer):
@@ -329,7 +329,7 @@ def _takes_masks(layer):
 @functools.lru_cache
 def _class_takes_masks(cls):
     # These hand a mask on, or find it out in another way.
-    models = issubclass(cls, keras.Model) and _is_of(cls.call, "keras")
+    models = issubclass(cls, keras.Model) and is_from(cls.call, "keras")
     if models or issubclass(cls, keras.layers.BatchNormalization):
         return False
     if any(base.__name__ == "TimeDistributed" for base in cls.__mro__):
@@ -338,7 +338,8 @@ def _class_takes_masks(cls):
     return any(n == "mask" or n.endswith("_mask") for n in names)
 
 
-def _is_of(fn, *packages):
+def is_from(fn, *packages):
+    """Whether a function is of one of these packages, by their names."""
     return fn.__module__.split(".")[0] in packages
 
 

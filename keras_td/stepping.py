@@ -7,6 +7,7 @@ in the backward pass.
 
 import collections
 import contextlib
+import contextvars
 import functools
 import itertools
 import math
@@ -18,6 +19,7 @@ from keras import ops
 from keras import tree
 
 from keras_td import folding
+from keras_td import masking
 from keras_td import randomness
 
 # Of a compiled loop, a turn takes time and a call in it compilation.
@@ -61,7 +63,7 @@ def call_in_order(
         try:
             return _call_in_order(*arguments)
         except _UntrackedError as error:
-            _remember(layer, error.variables)
+            _remember(layer, error)
 
 
 def _call_in_order(
@@ -87,6 +89,10 @@ def _call_in_order(
 
     variables = _variables(layer)
     values = _in_their_dtype(lambda: _values(variables, layer))
+    if remat and (layer in _assigns_weights or not _may_recompute(layer)):
+        # TensorFlow's variables, if no tensors are made of them, get gradients
+        # twice.
+        values = list(map(_as_tensor, values))
     drawing: Callable = contextlib.nullcontext
     if share_randomness:
         drawing = _drawing_alike(layer, variables, values)
@@ -110,7 +116,12 @@ def _call_in_order(
         outputs, state = _in_known_time(
             run, loop, start, moving, time, steps, remat, at_hand
         )
-    for variable, old, new in zip(variables, values, state[0], strict=True):
+    kept = list(zip(values, state[0], strict=True))
+    if remat and any(_is_variable(a) and a is not b for a, b in kept):
+        # It would be computed again with what is assigned to it below.
+        _assigns_weights.add(layer)
+        raise _UntrackedError([])
+    for variable, (old, new) in zip(variables, kept, strict=True):
         # What no call changes is the same tensor all along.
         if new is not old:
             variable.assign(new)
@@ -236,11 +247,8 @@ class _Scope(keras.StatelessScope):
     def _note(self, variable):
         if id(variable) in self.state_mapping:
             return
-        # It waits for the end of the scope to be initialized.
-        made_here = variable._value is None
-        if made_here and self.layer in _makes_anew:
-            return
-        self.untracked[id(variable)] = variable
+        if not (_is_new(variable) and self.layer in _makes_anew):
+            self.untracked[id(variable)] = variable
 
 
 class _UntrackedError(Exception):
@@ -253,6 +261,12 @@ class _UntrackedError(Exception):
     def __init__(self, variables):
         super().__init__()
         self.variables = list(variables)
+        self.made_anew = any(map(_is_new, self.variables))
+
+
+def _is_new(variable):
+    """Whether a call has just made it, as it is not initialized in a scope."""
+    return variable._value is None
 
 
 # Of each layer, the variables that it was found to use.
@@ -262,9 +276,9 @@ _untracked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _makes_anew: weakref.WeakSet = weakref.WeakSet()
 
 
-def _remember(layer, variables):
-    _untracked.setdefault(layer, []).extend(map(weakref.ref, variables))
-    if any(v._value is None for v in variables):
+def _remember(layer, found):
+    _untracked.setdefault(layer, []).extend(map(weakref.ref, found.variables))
+    if found.made_anew:
         _makes_anew.add(layer)
 
 
@@ -284,9 +298,7 @@ def _values(variables, layer):
     }
     # PyTorch changes a variable in place while its old value has gradients.
     return [
-        ops.convert_to_tensor(v)
-        if v.trainable or id(v) in weights
-        else ops.copy(v)
+        v.value if v.trainable or id(v) in weights else ops.copy(v.value)
         for v in variables
     ]
 
@@ -469,9 +481,13 @@ def _loop(call, again, fixed, start, probed, state, tensors, turns, sizes):
 
     def turn(inputs, states):
         index, zeros, carried, sums = states
-        done, (outputs, carried, sums) = run_turn(
-            *zeros or [None], fixed, constant, inputs, index, carried, sums
-        )
+        outside = _in_loop.set(True)
+        try:
+            done, (outputs, carried, sums) = run_turn(
+                *zeros or [None], fixed, constant, inputs, index, carried, sums
+            )
+        finally:
+            _in_loop.reset(outside)
         return outputs, [index + 1, as_list(done), carried, sums]
 
     sums = [totals[key] for key in keys]
@@ -551,6 +567,23 @@ def _once_there(done, nest):
     return done
 
 
+# Whether a turn of a loop is at hand.
+_in_loop: contextvars.ContextVar = contextvars.ContextVar(
+    "in_loop", default=False
+)
+# Layers that assign to what they train.
+_assigns_weights: weakref.WeakSet = weakref.WeakSet()
+
+
+def _may_recompute(layer):
+    """Whether a layer inside may use `keras.remat` by itself."""
+    return any(
+        inner._remat_mode is not None
+        or not masking.is_from(type(inner).call, "keras", "keras_td")
+        for inner in layer._flatten_layers()
+    )
+
+
 def _remat(call):
     """`keras.remat` for a function of any nests.
 
@@ -560,12 +593,16 @@ def _remat(call):
 
     def call_remat(done, fixed, values, *nests):
         nests = [fixed, values, *nests]
-        flat = tree.flatten(nests)
-        differentiable = [_has_gradients(x) for x in flat]
+        flat = folding.flatten(nests)
+        if _in_loop.get():
+            # There, TensorFlow finds no gradients of variables. Elsewhere it
+            # does, and finds no others for a layer inside that is computed
+            # again by itself.
+            flat = list(map(_as_tensor, flat))
+        differentiable = [
+            _has_gradients(x) and not _is_variable(x) for x in flat
+        ]
         given, others = _split(flat, differentiable)
-        # TensorFlow's variables, if no tensors are made of them, get gradients
-        # twice.
-        given = [ops.reshape(x, folding.sizes(x)) for x in given]
         draws, structure = randomness.Draws(), None
 
         def on_floats(done, *given):
@@ -597,7 +634,10 @@ def _tie(values, done):
     there. So the backward pass goes call by call too.
     """
     return [
-        v + ops.cast(done, v.dtype) if _has_gradients(v) else v for v in values
+        v + ops.cast(done, v.dtype)
+        if _has_gradients(v) and not _is_variable(v)
+        else v
+        for v in values
     ]
 
 
@@ -678,6 +718,15 @@ def _concatenate(nests):
     return folding.map_tensors(
         lambda *ys: ops.concatenate(ys, axis=1), nests[0], *nests[1:]
     )
+
+
+def _is_variable(x):
+    """Whether `x` is a variable of TensorFlow, and not a slice of one."""
+    return hasattr(x, "assign_add")
+
+
+def _as_tensor(x):
+    return ops.reshape(x, x.shape) if _is_variable(x) else x
 
 
 def _has_gradients(x):

@@ -126,7 +126,8 @@ class TimeDistributed(keras.layers.Wrapper):
         args, kwargs = _keep_apart(args, kwargs, _parameters(self.call))
         if self.built:
             return super().__call__(inputs, *args, **kwargs)
-        self._dtype_of_call = _first_dtype(inputs, self.compute_dtype)
+        found = folding.tensors(inputs)
+        self._dtype_of_call = found[0].dtype if found else self.compute_dtype
         try:
             return super().__call__(inputs, *args, **kwargs)
         finally:
@@ -142,6 +143,7 @@ class TimeDistributed(keras.layers.Wrapper):
         if self.layer.built:
             return
         dtype = self._dtype_of_call or self.compute_dtype
+        dtype = keras.backend.standardize_dtype(dtype)
         inputs = _symbols_of_shapes(input_shape, dtype)
         arguments = self._of_one_call(*_gather(inputs, (), {}))[0]
         arguments = _map(folding.fold, arguments)
@@ -379,8 +381,10 @@ class TimeDistributed(keras.layers.Wrapper):
                 return of_steps()
             return mask if y is None else masking.fit(mask, y.shape)
 
-        flat = tree.flatten(outputs)
-        found = (tree.flatten(output_masks) + [None] * len(flat))[: len(flat)]
+        flat = folding.flatten(outputs)
+        found = (folding.flatten(output_masks) + [None] * len(flat))[
+            : len(flat)
+        ]
         return folding.pack(outputs, list(map(leave, flat, found)))
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
@@ -526,7 +530,7 @@ def _named_tensors(arguments):
         if folding.is_tensor(nest):
             named[name] = nest
             continue
-        for path, x in tree.flatten_with_path(nest):
+        for path, x in folding.flatten_with_path(nest):
             if folding.is_tensor(x):
                 named[name + "".join(f"[{key!r}]" for key in path)] = x
     return named
@@ -546,7 +550,7 @@ def _symbols_of_shapes(shape, dtype):
 
 
 def _is_symbolic(arguments):
-    return any(map(keras.backend.is_keras_tensor, tree.flatten(arguments)))
+    return any(map(keras.backend.is_keras_tensor, folding.flatten(arguments)))
 
 
 def _shapes_will_do(arguments):
@@ -559,7 +563,7 @@ def _shapes_will_do(arguments):
 
 def _is_tensor_argument(name, value):
     are_tensors = [
-        folding.is_tensor(x) for x in tree.flatten(value) if x is not None
+        folding.is_tensor(x) for x in folding.flatten(value) if x is not None
     ]
     if any(are_tensors) and not all(are_tensors):
         raise ValueError(
@@ -568,13 +572,6 @@ def _is_tensor_argument(name, value):
             f"Received: {value}"
         )
     return any(are_tensors)
-
-
-def _first_dtype(inputs, default):
-    found = folding.tensors(inputs)
-    if not found:
-        return default
-    return keras.backend.standardize_dtype(found[0].dtype)
 
 
 def _parameters(fn):

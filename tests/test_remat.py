@@ -1,5 +1,6 @@
 """With `remat`, the backward pass computes each call again, and alike."""
 
+import gc
 import random
 
 import keras
@@ -13,6 +14,7 @@ from keras_td import TimeDistributed
 from reference import as_numpy
 from reference import assert_close
 from reference import gradients
+from reference import loop
 from reference import normal
 
 pytestmark = [needs("training"), needs("remat")]
@@ -103,6 +105,180 @@ def test_the_same_choices_are_made_again(steps, share_randomness):
 
     np.testing.assert_array_equal(gradient, as_numpy(factors))
     assert random.getstate() == states[-1], "drawn by the backward pass"
+
+
+class Recomputes(keras.Layer):
+    """Has its own activations computed again."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3, activation="tanh")
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+
+    def call(self, inputs):
+        return keras.remat(lambda x: self.dense(x))(inputs)
+
+
+def recomputed_dense():
+    with keras.RematScope(mode="full"):
+        return layers.Dense(3, activation="tanh")
+
+
+# In a scope, layers of Keras do not compile on TensorFlow by themselves.
+RECOMPUTED = {
+    "a layer that recomputes": (Recomputes, True),
+    "one in a model": (
+        lambda: keras.Sequential([Recomputes(), layers.Dense(3)]),
+        True,
+    ),
+    "one in a wrapper": (
+        lambda: keras.Sequential(
+            [
+                layers.Reshape((1, 3)),
+                TimeDistributed(Recomputes(), remat=True),
+                layers.Flatten(),
+            ]
+        ),
+        True,
+    ),
+    "a layer of a scope": (recomputed_dense, False),
+    "one of a scope in a model": (
+        lambda: keras.Sequential([layers.Dense(3), recomputed_dense()]),
+        False,
+    ),
+}
+
+
+def weights_after_training(make, run_eagerly, **options):
+    keras.utils.set_random_seed(0)
+    td = TimeDistributed(make(), **options)
+    model = keras.Sequential([keras.Input((5, 3)), td])
+    model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=run_eagerly)
+    before = model.get_weights()
+    x = np.linspace(-1, 1, 30, dtype="float32").reshape(2, 5, 3)
+    model.fit(x, 2 * x, epochs=2, verbose=0)
+    return before, model.get_weights()
+
+
+@each_number_of_steps
+@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_a_layer_that_is_computed_again_by_itself_trains(
+    name, run_eagerly, steps
+):
+    make, compiles = RECOMPUTED[name]
+    if not (compiles or run_eagerly) and keras.backend.backend() != "torch":
+        pytest.skip(reason="Keras does not compile layers of a RematScope")
+    options = {"steps_per_call": steps, "remat": True}
+    before, expected = weights_after_training(make, True)
+
+    try:
+        _, actual = weights_after_training(make, run_eagerly, **options)
+    except ValueError:
+        # TensorFlow refuses what it would compute again in a loop.
+        assert keras.backend.backend() == "tensorflow"
+        assert steps
+        assert not run_eagerly
+        return
+
+    for weights, old in zip(actual, before, strict=True):
+        assert (weights != old).any()
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"steps_per_call": 2}, {"steps_per_call": 2, "remat": True}],
+    ids=["one call", "several calls", "remat"],
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.Dense(3),
+        lambda: keras.Sequential([layers.Dense(3), layers.Dense(3)]),
+    ],
+    ids=["layer", "model"],
+)
+def test_a_wrapper_of_a_scope_may_be_called_at_once(make, options, rng):
+    with keras.RematScope(mode="full"):
+        td = TimeDistributed(make(), **options)
+    x = normal(rng, 2, 5, 3)
+
+    first, second = td(x), td(x)
+
+    assert_close(first, second)
+    assert_close(first, loop(td.layer, x))
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+@pytest.mark.parametrize("nest", [False, True])
+def test_nothing_is_kept_without_a_backward_pass(nest, steps):
+    if keras.backend.backend() != "torch":
+        pytest.skip(reason="what is kept on it are Python's objects")
+    import torch
+
+    class Nest(keras.Layer):
+        """Of nested outputs, Keras itself keeps those that may have masks."""
+
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1000)
+
+        def call(self, inputs):
+            return self.dense(inputs["x"]) + inputs["y"][0]
+
+    layer = Nest() if nest else layers.Dense(1000)
+    td = TimeDistributed(layer, steps_per_call=steps, remat=True)
+    x = np.ones((2, 5, 3), "float32")
+    x = {"x": x, "y": [x[..., :1]]} if nest else x
+    td(x)
+
+    def kept():
+        shapes = [
+            tuple(o.shape) for o in gc.get_objects() if type(o) is torch.Tensor
+        ]
+        return sum(s[-1:] == (1000,) and len(s) > 1 for s in shapes)
+
+    gc.collect()
+    before = kept()
+    gc.disable()
+    try:
+        for _ in range(5):
+            td(x)
+        after = kept()
+    finally:
+        gc.enable()
+
+    assert after == before
+
+
+@each_number_of_steps
+@pytest.mark.parametrize("share_randomness", [False, True])
+def test_no_tracer_is_kept(steps, share_randomness, rng):
+    if keras.backend.backend() != "jax":
+        pytest.skip(reason="only JAX has tracers")
+    import jax
+
+    td = TimeDistributed(
+        keras.Sequential([layers.Dense(3), layers.BatchNormalization()]),
+        steps_per_call=steps,
+        remat=True,
+        share_randomness=share_randomness,
+    )
+    td.build((2, 21, 3))
+    weights = [v.value for v in td.trainable_variables]
+    others = [v.value for v in td.non_trainable_variables]
+
+    def loss(weights, x):
+        y, _ = td.stateless_call(weights, others, x, training=True)
+        return ops.sum(ops.sin(y))
+
+    with jax.checking_leaks():
+        found = jax.jit(jax.grad(loss))(weights, normal(rng, 2, 21, 3))
+
+    assert all(np.isfinite(as_numpy(g)).all() for g in found)
 
 
 def test_outputs_may_be_complex(rng):

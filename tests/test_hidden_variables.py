@@ -1,0 +1,126 @@
+"""What the layer uses and Keras does not know of changes as it should."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from keras_td import TimeDistributed
+from modes import SEVERAL_CALLS
+from modes import TIME
+from modes import each_option
+from reference import as_numpy
+from reference import normal
+
+
+class Metrics(keras.Layer):
+    """Uses one more metric in each step of a clip that counts its steps."""
+
+    def __init__(self):
+        super().__init__()
+        means = [keras.metrics.Mean() for _ in range(4)]
+        # Keras does not look into functions.
+        self.hidden = lambda: means
+
+    def call(self, inputs):
+        for step, mean in enumerate(self.hidden()):
+            if float(as_numpy(inputs[0, 0])) >= step:
+                mean.update_state(inputs)
+        return inputs
+
+
+def test_variables_that_a_later_call_is_the_first_to_use_change():
+    layer = Metrics()
+    td = TimeDistributed(layer, steps_per_call=1)
+    steps = np.arange(4, dtype="float32")
+
+    td(np.broadcast_to(steps[None, :, None], (2, 4, 3)))
+
+    totals = [float(as_numpy(mean.result())) for mean in layer.hidden()]
+    assert totals == [1.5, 2.0, 2.5, 3.0]
+
+
+class Counts(keras.Layer):
+    """Counts its calls, in a variable too."""
+
+    def __init__(self):
+        super().__init__()
+        counter = keras.Variable(0.0, trainable=False)
+        self.hidden = lambda: counter
+        self.calls = 0
+
+    def call(self, inputs):
+        self.hidden().assign(self.hidden() + 1)
+        self.calls += 1
+        return inputs
+
+
+@each_option
+def test_no_call_is_wasted_once_variables_are_known(option):
+    layer = Counts()
+    td = TimeDistributed(layer, **SEVERAL_CALLS[option])
+    x = np.ones((2, TIME, 3), "float32")
+    td(x)
+    calls, count = layer.calls, float(as_numpy(layer.hidden()))
+
+    td(x)
+
+    made, counted = layer.calls - calls, float(as_numpy(layer.hidden())) - count
+    steps = SEVERAL_CALLS[option].get("steps_per_call", TIME)
+    assert made == counted == -(-TIME // steps)
+
+
+def test_variables_made_in_each_call_are_no_state():
+    class MakesAnew(keras.Layer):
+        def call(self, inputs):
+            mean = keras.metrics.Mean()
+            mean.update_state(inputs)
+            return inputs * mean.result()
+
+    td = TimeDistributed(MakesAnew(), steps_per_call=1)
+    x = np.full((1, 3, 2), 3, "float32")
+
+    for _ in range(3):
+        np.testing.assert_allclose(as_numpy(td(x)), 3 * x)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_frozen_weights_are_not_copied(steps, rng):
+    if keras.backend.backend() not in ("torch", "jax"):
+        pytest.skip(reason="a variable there is copied whenever it is read")
+
+    class Looks(layers.Dense):
+        def call(self, inputs):
+            self.seen = self.kernel.value
+            return super().call(inputs)
+
+    layer = Looks(4)
+    td = TimeDistributed(layer, steps_per_call=steps)
+    td.build((2, 5, 3))
+    td.trainable = False
+
+    td(normal(rng, 2, 5, 3))
+
+    assert layer.seen is layer.kernel.value
+
+
+@each_option
+def test_a_frozen_layer_inside_of_one_that_trains_keeps_its_weights(
+    option, rng
+):
+    frozen = layers.Dense(3)
+    model = keras.Sequential(
+        [frozen, layers.BatchNormalization(), layers.Dense(3)]
+    )
+    td = TimeDistributed(model, **SEVERAL_CALLS[option])
+    td.build((2, TIME, 3))
+    frozen.trainable = False
+    before = frozen.get_weights()
+
+    td(normal(rng, 2, TIME, 3), training=True)
+
+    for weights, expected in zip(frozen.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weights, expected)
+    mean = as_numpy(ops.sum(ops.abs(model.layers[1].moving_mean)))
+    assert mean > 0

@@ -1,0 +1,136 @@
+"""The losses that a layer adds count alike, however often it is called."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from backends import needs
+from keras_td import TimeDistributed
+from modes import MODES
+from modes import TIME
+from modes import each_mode
+from modes import options_named
+from reference import as_numpy
+from reference import dtype
+from reference import normal
+
+
+def number(loss):
+    return float(as_numpy(ops.cast(loss, "float32")))
+
+
+@each_mode
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
+def test_a_mean_over_many_steps_is_exact(option, kind):
+    regularizer = layers.ActivityRegularization(l1=1.0, dtype=kind)
+    td = TimeDistributed(regularizer, **MODES[option])
+
+    td(np.ones((1, 1024, 1), "float32"))
+
+    [loss] = td.losses
+    assert dtype(loss) == kind
+    assert number(loss) == 1
+
+
+class Adds(keras.Layer):
+    """Adds in each call what it is told to for so many rows."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses_of_rows = losses
+
+    def call(self, inputs):
+        for loss in self.losses_of_rows(inputs):
+            self.add_loss(loss)
+        return inputs
+
+
+def test_a_loss_that_some_calls_add_is_their_mean():
+    # The first of three calls has one step of two.
+    def losses(inputs):
+        always = [ops.mean(inputs)]
+        return always + [2 * ops.mean(inputs)] * (inputs.shape[0] > 2)
+
+    td = TimeDistributed(Adds(losses), steps_per_call=2)
+    steps = np.array([1.0, 3, 5, 7, 9])
+
+    td(np.broadcast_to(steps[None, :, None], (2, 5, 1)).astype("float32"))
+
+    assert sorted(map(number, td.losses)) == [5, 12]
+
+
+def test_losses_of_two_layers_are_not_taken_for_each_other():
+    small = Adds(lambda x: [ops.mean(x)] * (x.shape[0] > 2))
+    large = Adds(lambda x: [100 * ops.mean(x)])
+    both = keras.Sequential([small, large])
+    td = TimeDistributed(both, steps_per_call=2)
+
+    td(np.ones((2, 3, 1), "float32"))
+
+    assert sorted(map(number, td.losses)) == [1, 100]
+
+
+@needs("losses of layers")
+@pytest.mark.parametrize("time", [TIME, 40])
+def test_a_loss_of_later_calls_alone_is_a_mistake_where_calls_are_a_loop(time):
+    if keras.backend.backend() not in ("tensorflow", "jax"):
+        pytest.skip(reason="Keras compiles nothing into a loop there")
+    counts = []
+
+    def losses(inputs):
+        counts.append(1)
+        return [ops.mean(inputs)] * (len(counts) > 1)
+
+    td = TimeDistributed(Adds(losses), steps_per_call=1)
+    model = keras.Sequential([keras.Input((time, 3)), td])
+    model.compile("sgd", "mse")
+    counts.clear()
+    x = np.ones((2, time, 3), "float32")
+
+    with pytest.raises(ValueError, match="same losses in each call"):
+        model.evaluate(x, x, verbose=0)
+
+
+def of_each_sample(inputs):
+    return [ops.sum(inputs, axis=-1)]
+
+
+@options_named(["1 step", "3 steps", "2 steps, remat", "shared randomness"])
+def test_a_loss_of_each_sample_is_a_mistake_in_several_calls(option):
+    td = TimeDistributed(Adds(of_each_sample), **MODES[option])
+
+    with pytest.raises(ValueError, match=r"must be scalars.*shape \(\d+,\)"):
+        td(np.ones((2, 5, 3), "float32"))
+
+
+@options_named(["one call", "remat"])
+def test_a_loss_of_each_sample_stays_one_in_one_call(option, rng):
+    td = TimeDistributed(Adds(of_each_sample), **MODES[option])
+    x = normal(rng, 2, 5, 3)
+
+    td(x)
+
+    [loss] = td.losses
+    expected = x.sum(axis=-1).reshape(10)
+    np.testing.assert_allclose(as_numpy(loss), expected, rtol=1e-5)
+
+
+@needs("losses of layers")
+@each_mode
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_model_of_mixed_precision_has_the_loss_of_one_call(option, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        regularizer = layers.ActivityRegularization(l2=0.1)
+        td = TimeDistributed(regularizer, **MODES[option])
+        model = keras.Sequential([keras.Input((40, 3)), td])
+        model.compile("sgd", "mse")
+        x = np.ones((2, 40, 3), "float32")
+
+        loss = model.evaluate(x, x, verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+    np.testing.assert_allclose(loss, 0.3, rtol=1e-2)

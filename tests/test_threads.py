@@ -1,0 +1,202 @@
+"""What belongs to the process, and not to the layer, is read and left alone."""
+
+import random
+import threading
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+from backends import needs
+from keras_td import TimeDistributed
+from modes import MODES
+from modes import options_named
+from reference import as_numpy
+
+SHARED = {"share_randomness": True}
+each_that_draws_again = options_named(
+    ["shared randomness", "remat", "2 steps, remat"]
+)
+
+
+class Chooses(keras.Layer):
+    """Chooses a factor as Keras's augmentations do, with Python's `random`."""
+
+    def call(self, inputs):
+        return inputs * random.randrange(1, 10**6)
+
+
+class Drops(keras.Layer):
+    """Draws from the seed that Keras has for those who give it none."""
+
+    def call(self, inputs):
+        return keras.random.dropout(inputs, 0.5)
+
+
+class Beside:
+    """A thread that does something over and over."""
+
+    def __init__(self, work):
+        self.results, self.done = [], threading.Event()
+        self.thread = threading.Thread(target=self.run, args=(work,))
+
+    def run(self, work):
+        while not self.done.is_set():
+            self.results.append(work())
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.thread.join()
+
+
+def assert_same_in_all_steps(values):
+    np.testing.assert_array_equal(values, np.repeat(values[:, :1], 5, axis=1))
+
+
+@needs("fresh dropout")
+def test_a_dropout_without_a_seed_is_shared():
+    td = TimeDistributed(Drops(), **SHARED)
+    x = np.ones((4, 5, 40), "float32")
+
+    first, second = as_numpy(td(x)), as_numpy(td(x))
+
+    assert_same_in_all_steps(first)
+    assert_same_in_all_steps(second)
+    assert (first != second).any()
+    np.testing.assert_allclose((first == 0).mean(), 0.5, atol=0.2)
+    assert set(np.unique(first)) == {0, 2}
+
+
+def test_choices_of_python_are_shared_and_made_anew():
+    td = TimeDistributed(Chooses(), **SHARED)
+    x = np.ones((2, 5, 3), "float32")
+
+    first, second = as_numpy(td(x)), as_numpy(td(x))
+
+    assert_same_in_all_steps(first)
+    assert (first != second).all()
+
+
+def test_the_seed_of_python_decides_the_choices():
+    td = TimeDistributed(Chooses(), **SHARED)
+    x = np.ones((2, 5, 3), "float32")
+
+    td.build(x.shape)
+    drawn = []
+    for _ in range(2):
+        random.seed(3)
+        drawn.append(as_numpy(td(x)))
+
+    np.testing.assert_array_equal(*drawn)
+
+
+@each_that_draws_again
+def test_another_thread_draws_no_number_twice(option):
+    td = TimeDistributed(Chooses(), **MODES[option])
+    x = np.ones((2, 40, 3), "float32")
+    td(x)
+
+    with Beside(random.random) as other:
+        for _ in range(10):
+            td(x)
+
+    assert len(set(other.results)) == len(other.results)
+
+
+@each_that_draws_again
+def test_a_layer_that_does_not_choose_leaves_the_state_of_python(option):
+    td = TimeDistributed(layers.Dropout(0.5), **MODES[option])
+    x = np.ones((2, 5, 3), "float32")
+    td(x, training=True)
+    before, function = random.getstate(), random.choice
+
+    td(x, training=True)
+
+    assert random.getstate() == before
+    assert random.choice is function
+
+
+def test_functions_are_put_back_after_an_error():
+    class Fails(keras.Layer):
+        def call(self, inputs):
+            raise RuntimeError("no")
+
+    function, dropout = random.choice, keras.random.dropout
+    td = TimeDistributed(Fails(), **SHARED)
+
+    with pytest.raises(RuntimeError):
+        td(np.ones((2, 5, 3), "float32"))
+
+    assert random.choice is function
+    assert keras.random.dropout is dropout
+
+
+@needs("fresh dropout")
+def test_threads_may_share_a_layer():
+    dropout = layers.Dropout(0.5)
+    x = np.ones((4, 5, 40), "float32")
+    td = TimeDistributed(dropout, **SHARED)
+    td(x, training=True)
+
+    def draw():
+        return as_numpy(td(x, training=True))
+
+    with Beside(draw) as one, Beside(draw) as two:
+        for _ in range(20):
+            assert_same_in_all_steps(draw())
+
+    for values in one.results + two.results:
+        assert_same_in_all_steps(values)
+    assert dropout.seed_generator.get_config()["seed"] is None
+
+
+def test_threads_leave_the_filters_of_warnings():
+    encoder = keras.Sequential([layers.Dense(4), layers.LSTM(3)])
+    td = TimeDistributed(encoder)
+    x, mask = np.ones((2, 3, 4, 5), "float32"), np.ones((2, 3, 4), bool)
+    td(x, mask=mask)
+    filters, before = warnings.filters, list(warnings.filters)
+
+    with Beside(lambda: td(x, mask=mask)), Beside(lambda: td(x, mask=mask)):
+        for _ in range(20):
+            # Warnings are errors here.
+            td(x, mask=mask)
+
+    assert warnings.filters is filters
+    assert warnings.filters == before
+
+
+def test_a_filter_does_not_outlive_a_context_that_another_thread_opened():
+    entered, leave = threading.Event(), threading.Event()
+
+    class Waits(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.lstm = layers.LSTM(3)
+
+        def call(self, inputs):
+            entered.set()
+            leave.wait(timeout=30)
+            return self.lstm(inputs)
+
+    td = TimeDistributed(Waits())
+    mask = ops.ones((2, 3, 4), "bool")
+    before = list(warnings.filters)
+    thread = threading.Thread(
+        target=lambda: td(np.ones((2, 3, 4, 5), "float32"), mask=mask)
+    )
+
+    thread.start()
+    entered.wait(timeout=30)
+    with warnings.catch_warnings():
+        leave.set()
+        thread.join()
+
+    assert warnings.filters == before
