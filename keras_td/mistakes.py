@@ -76,7 +76,7 @@ def of_fixed_batch(layer, arguments):
         yield
     except ValueError as error:
         tensors = [x for n in arguments.values() for x in folding.tensors(n)]
-        samples, fixed = tensors[0].shape[0], _fixed_batch(layer, tensors)
+        samples, fixed = tensors[0].shape[0], _fixed_batch(layer)
         if fixed is None or not folding.differ(fixed, samples):
             raise
         raise ValueError(
@@ -89,13 +89,8 @@ def of_fixed_batch(layer, arguments):
         ) from error
 
 
-def _fixed_batch(layer, tensors):
-    """The batch that a layer keeps to, or `None`."""
-    if keras.backend.is_keras_tensor(tensors[0]):
-        # Keras takes models of a fixed batch for what they say, on symbolic
-        # tensors alone.
-        for x in folding.tensors(getattr(layer, "inputs", None) or []):
-            return x.shape[0]
+def _fixed_batch(layer):
+    """The batch that a stateful layer keeps to, or `None`."""
     for inner in layer._flatten_layers():
         if getattr(inner, "stateful", False):
             for state in folding.tensors(getattr(inner, "states", None)):

@@ -121,10 +121,7 @@ def _call_in_order(
         # It would be computed again with what is assigned to it below.
         _assigns_weights.add(layer)
         raise _UntrackedError([])
-    for variable, (old, new) in zip(variables, kept, strict=True):
-        # What no call changes is the same tensor all along.
-        if new is not old:
-            variable.assign(new)
+    _in_their_dtype(lambda: _assign(variables, kept))
     return outputs, _means(state[1])
 
 
@@ -303,11 +300,18 @@ def _values(variables, layer):
     ]
 
 
+def _assign(variables, values):
+    for variable, (old, new) in zip(variables, values, strict=True):
+        # What no call changes is the same tensor all along.
+        if new is not old:
+            variable.assign(new)
+
+
 class _Uncast(keras.Layer):
     """Calls a function in which variables have the dtype of their own.
 
-    In the call of a layer of mixed precision they do not, but in that of one
-    without `autocast` inside of it.
+    In the call of a layer of mixed precision they have not, and on PyTorch keep
+    nothing that is assigned; in that of one without `autocast` inside they do.
     """
 
     def __init__(self):

@@ -43,7 +43,10 @@ BARE_FIT = ("a_step_of_fit_equals_one_of_the_bare_layer",)
 SHARED = ("all_steps_draw_the_same",)
 SHARED_FIT = ("all_steps_draw_the_same_in_fit",)
 FIT = EAGER_FIT + BARE_FIT + SHARED_FIT
-MIXED = ("mixed_precision_is_that_of_the_plain_layer",)
+MIXED = (
+    "mixed_precision_is_that_of_the_plain_layer",
+    "several_calls_in_mixed_precision_equal_one_call",
+)
 CONFIG = (
     "a_config_makes_the_same_layer",
     "a_stock_config_loads",
@@ -92,7 +95,7 @@ LIMITS = [
         Limit(name, EAGER_FIT, "Its compiled step differs from an eager one in the fourth digit.", ("jax",))
         for name in ("MobileNetV2", "EfficientNetV2B0", "ResNet50V2")
     ),
-    Limit("STFTSpectrogram", MIXED, "It has no bfloat16."),
+    Limit("STFTSpectrogram", MIXED, "It has no bfloat16.", everywhere=False),
     Limit("StringLookup", FIT, "`fit` takes no arrays of strings."),
     Limit("TextVectorization", FIT, "`fit` takes no arrays of strings."),
     Limit("TFSMLayer", MIXED, "The saved function takes float32."),

@@ -143,6 +143,74 @@ def test_broadcast_with_unknown_time(item_time, user_time, rng):
         assert_close(actual, loop(td.layer, *arrays))
 
 
+@pytest.mark.parametrize("steps", [None, 2])
+def test_a_batch_of_1_serves_every_sample(steps, rng):
+    attention = layers.MultiHeadAttention(2, 4)
+    x, mask = normal(rng, 2, 3, 5, 4), np.tri(5, dtype=bool)[None, None]
+    td = TimeDistributed(attention, steps_per_call=steps)
+
+    actual = td(x, x, attention_mask=mask)
+
+    repeated = np.broadcast_to(mask, (2, 3, 5, 5))
+    assert_close(actual, loop(attention, x, x, attention_mask=repeated))
+
+
+def test_a_batch_of_1_serves_the_samples_of_a_model(rng):
+    items, user = keras.Input((3, 5)), keras.Input((1, 4), batch_size=1)
+    td = TimeDistributed(TwoInputs())
+    outputs = td(items, user)
+    assert outputs.shape == (None, 3, 4)
+
+    x, y = normal(rng, 2, 3, 5), normal(rng, 1, 1, 4)
+
+    assert_close(td(x, y), td(x, np.broadcast_to(y, (2, 3, 4))))
+
+
+@pytest.mark.parametrize("steps", [None, 1, 2, 5])
+@pytest.mark.parametrize("time", [3, 20])
+@pytest.mark.parametrize("other", ["as long", "of one step"])
+def test_an_unknown_time_next_to_a_known_one(steps, time, other, rng):
+    a, b = keras.Input((time, 5)), keras.Input((None, 4))
+    layer = TwoInputs()
+    td = TimeDistributed(layer, steps_per_call=steps)
+    model = keras.Model([a, b], td(a, b))
+    assert model.output_shape == (None, time, 4)
+    of_b = time if other == "as long" else 1
+    x, y = normal(rng, 2, time, 5), normal(rng, 2, of_b, 4)
+
+    actual = model.predict_on_batch([x, y])
+
+    assert_close(ops.convert_to_tensor(actual), loop(layer, x, y))
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_a_constant_next_to_an_input_of_unknown_time(steps, rng):
+    inputs, constant = keras.Input((None, 5)), normal(rng, 1, 1, 4)
+    layer = TwoInputs()
+    td = TimeDistributed(layer, steps_per_call=steps)
+    model = keras.Model(inputs, td(inputs, constant))
+    x = normal(rng, 2, 3, 5)
+
+    actual = model.predict_on_batch(x)
+
+    repeated = np.broadcast_to(constant, (2, 3, 4))
+    assert_close(ops.convert_to_tensor(actual), loop(layer, x, repeated))
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_tensors_and_other_values_by_name_may_go_together(steps, rng):
+    layer = TwoInputs()
+    x, y = normal(rng, 2, 3, 5), normal(rng, 2, 3, 4)
+    td = TimeDistributed(layer, steps_per_call=steps)
+
+    outputs = td(x, b=y, scale=2.0)
+
+    assert_close(outputs, loop(layer, x, b=y, scale=2.0))
+    inputs = keras.Input((3, 5)), keras.Input((3, 4))
+    model = keras.Model(inputs, td(inputs[0], b=inputs[1], scale=2.0))
+    assert_close(model([x, y]), outputs)
+
+
 def test_broadcast_of_nothing_is_nothing(rng):
     outputs = TimeDistributed(TwoInputs())(
         normal(rng, 2, 0, 5), normal(rng, 2, 1, 4)

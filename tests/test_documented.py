@@ -1,5 +1,8 @@
 """All that Keras documents for `keras.layers.TimeDistributed`."""
 
+import importlib.metadata
+import runpy
+
 import keras
 import numpy as np
 import pytest
@@ -119,3 +122,15 @@ def test_training_and_mask_are_for_layers_that_take_them():
 def test_public_names():
     assert keras_td.__all__ == ["TimeDistributed"]
     assert keras_td.__version__
+
+
+def test_a_copy_of_the_folder_works_without_an_installation(monkeypatch):
+    def not_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+
+    found = runpy.run_path(keras_td.__file__)
+
+    assert found["TimeDistributed"] is keras_td.TimeDistributed
+    assert found["__version__"] == "unknown"

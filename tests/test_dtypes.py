@@ -1,5 +1,6 @@
 """The wrapper neither loses nor changes a dtype."""
 
+import contextlib
 import functools
 
 import keras
@@ -9,11 +10,16 @@ from keras import layers
 from keras import ops
 from keras import tree
 
+from backends import LIMITS
 from backends import needs
 from cases import CASES
 from cases import each
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
+from modes import MODES
+from modes import SEVERAL_CALLS
+from modes import TIME
+from modes import each_mode
 from reference import as_numpy
 from reference import assert_close
 from reference import dtype
@@ -70,6 +76,128 @@ def test_mixed_precision_is_that_of_the_plain_layer(case, rng):
     assert dtypes[0] == dtypes[1]
     as_float32 = functools.partial(tree.map_structure, in_float32)
     assert_close(as_float32(actual), case.unfolded(as_float32(expected)))
+
+
+@contextlib.contextmanager
+def policy(name):
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+each_policy = pytest.mark.parametrize(
+    "name", ["mixed_float16", "mixed_bfloat16"]
+)
+# Of a step in these, matrix products differ with the number of rows.
+LAST_DIGIT = {"mixed_float16": 2e-3, "mixed_bfloat16": 2e-2}
+
+
+# PyTorch says so of the slice of one step, by hand too.
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*searchsorted:UserWarning")
+@each_policy
+@each(
+    [
+        c
+        for c in CASES
+        if c.values in ("normal", "image") and c.samples_meet != "always"
+    ]
+)
+@no_worse_than_plain
+def test_several_calls_in_mixed_precision_equal_one_call(case, name, rng):
+    args, kwargs = case.arrays(rng)
+    with policy(name):
+        expected = case.wrapped()(*args, training=False, **kwargs)
+        for options in SEVERAL_CALLS.values() if case.has_time else ({},):
+            if options.get("remat") and LIMITS["remat"].holds():
+                continue
+            td = case.wrapped(**options)
+            actual = td(*args, training=False, **kwargs)
+            pairs = zip(
+                tree.flatten(actual), tree.flatten(expected), strict=True
+            )
+            for a, e in pairs:
+                assert dtype(a) == dtype(e)
+                if dtype(e).startswith("int"):
+                    continue
+                a, e = as_numpy(in_float32(a)), as_numpy(in_float32(e))
+                close = LAST_DIGIT[name] * max(1, np.abs(e).max(initial=0))
+                np.testing.assert_allclose(a, e, rtol=0, atol=close)
+
+
+class Counter(keras.Layer):
+    """Counts its calls in a variable, as optimizers and metrics do."""
+
+    def build(self, input_shape):
+        self.count = self.add_weight(
+            shape=(), initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs):
+        self.count.assign(self.count + 1)
+        return inputs
+
+
+@each_policy
+@each_mode
+def test_a_layer_of_float32_in_mixed_precision_loses_no_digit(
+    option, name, rng
+):
+    x = rng.normal(size=(2, TIME, 5)).astype("float32")
+    with policy(name):
+        precise = layers.Dense(3, dtype="float32")
+        model = keras.Sequential([layers.Rescaling(1.0), precise])
+        td = TimeDistributed(model, **MODES[option])
+        td.build(x.shape)
+        kernel = rng.normal(size=(5, 3)) * 1e5
+        precise.set_weights([kernel, np.zeros(3)])
+        outputs = td(x)
+        weights = precise.get_weights()[0]
+        expected = TimeDistributed(model)(x)
+
+    assert dtype(outputs) == "float32"
+    np.testing.assert_array_equal(weights, kernel.astype("float32"))
+    assert_close(outputs, expected)
+
+
+@each_policy
+@each_mode
+def test_state_of_float32_in_mixed_precision_loses_no_digit(option, name, rng):
+    x = rng.normal(size=(4, TIME, 3)).astype("float32") + 3
+    with policy(name):
+        norm = layers.BatchNormalization(momentum=0.5)
+        counter = Counter(dtype="float32")
+        model = keras.Sequential([layers.Rescaling(1.0), norm, counter])
+        td = TimeDistributed(model, **MODES[option])
+        td.build(x.shape)
+        counter.count.assign(4096)
+        mean = rng.normal(size=3).astype("float32")
+        norm.moving_mean.assign(mean)
+        td(x, training=False)
+
+    steps = {"steps_per_call": TIME, **MODES[option]}["steps_per_call"]
+    calls = TIME if "shared" in option else -(-TIME // steps)
+    assert as_numpy(counter.count) == 4096 + calls
+    np.testing.assert_array_equal(as_numpy(norm.moving_mean), mean)
+
+
+@needs("training")
+@each_mode
+def test_training_in_mixed_precision_updates_weights_of_float32(option, rng):
+    x = rng.normal(size=(4, TIME, 3)).astype("float32")
+    with policy("mixed_bfloat16"):
+        td = TimeDistributed(layers.Dense(2), **MODES[option])
+        model = keras.Sequential([keras.Input((TIME, 3)), td])
+        model.compile(keras.optimizers.SGD(1e-4), "mse")
+        before = model.get_weights()[0]
+        model.fit(x, np.ones((4, TIME, 2)), verbose=0)
+        after = model.get_weights()[0]
+
+    # In 16 bits, a step as small as this would be none, or a large one.
+    change = np.abs(after - before)
+    assert (change > 0).all()
+    assert change.max() < 1e-3
 
 
 def test_a_policy_that_is_given_is_kept():

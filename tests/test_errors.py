@@ -139,3 +139,83 @@ def test_an_output_without_a_batch_axis_raises(shape):
 def test_a_value_at_the_place_of_a_tensor_raises_as_in_keras():
     with pytest.raises(ValueError, match="should be passed as a keyword"):
         TimeDistributed(Untouched())(ones(2, 3, 4), "causal")
+
+
+def stateful_model():
+    inputs = keras.Input(batch_shape=(2, 4, 3))
+    return keras.Model(inputs, layers.GRU(2, stateful=True)(inputs))
+
+
+OF_FIXED_BATCH = r"fixed to a batch of {}.*`steps_per_call=1`.*on {} samples"
+
+
+def test_a_model_of_a_fixed_batch_is_told_what_to_do():
+    x = ones(2, 3, 4, 3)
+    with pytest.raises(ValueError, match=OF_FIXED_BATCH.format(2, 6)):
+        TimeDistributed(stateful_model())(x)
+
+    td = TimeDistributed(stateful_model(), steps_per_call=1)
+
+    assert tuple(td(x).shape) == (2, 3, 2)
+
+
+def test_a_stateful_layer_whose_steps_do_not_divide_time_is_told_so():
+    td = TimeDistributed(layers.GRU(2, stateful=True), steps_per_call=2)
+
+    with pytest.raises(ValueError, match=OF_FIXED_BATCH.format(4, 2)):
+        td(ones(2, 3, 4, 3))
+    assert tuple(td(ones(2, 4, 4, 3)).shape) == (2, 4, 2)
+
+
+def test_an_error_of_the_layer_itself_is_not_taken_for_another():
+    class Fails(keras.Layer):
+        def call(self, inputs):
+            raise ValueError("its own mistake")
+
+    with pytest.raises(ValueError, match="its own mistake"):
+        TimeDistributed(Fails())(ones(2, 3, 4))
+
+
+def test_sparse_tensors_are_told_what_to_do():
+    sparse = pytest.importorskip(
+        "tensorflow", reason="The tensor is TensorFlow's"
+    ).sparse
+    x = sparse.from_dense(ones(2, 3, 4))
+
+    with pytest.raises(ValueError, match=r"Convert it to a dense tensor.*`inp"):
+        TimeDistributed(Untouched())(x)
+
+
+def test_ragged_tensors_are_told_what_to_do():
+    ragged = pytest.importorskip(
+        "tensorflow", reason="The tensor is TensorFlow's"
+    ).ragged
+    x = ragged.constant([[[1.0]], [[1.0], [2.0]]])
+
+    with pytest.raises(ValueError, match=r"Pad it.* a mask.*`inputs`"):
+        TimeDistributed(Untouched())(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.InputLayer((3,)),
+        lambda: type("Constant", (keras.Layer,), {"call": lambda self: 1})(),
+    ],
+    ids=["InputLayer", "own"],
+)
+def test_a_layer_that_takes_no_inputs_is_told_to_be_left_out(make):
+    with pytest.raises(ValueError, match=r"takes none. Leave it out"):
+        TimeDistributed(make())
+
+
+def test_errors_show_the_arguments_of_a_user_alone():
+    with pytest.raises(ValueError, match="at least two axes") as error:
+        TimeDistributed(Untouched())(ones(2))
+
+    shown = [
+        line.split("=")[0].strip(" \N{BULLET}")
+        for line in str(error.value).splitlines()
+        if line.lstrip().startswith("\N{BULLET}")
+    ]
+    assert shown == ["inputs", "args", "training", "mask", "kwargs"]

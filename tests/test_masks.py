@@ -285,6 +285,124 @@ def test_a_mask_that_is_given_is_that_of_the_inputs_alone():
     assert_equal(td(query, value=query, mask=SENTENCES), query)
 
 
+class Holds(keras.Layer):
+    """Keeps a mask for itself, as layers with a layer inside may."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = Recorder()
+
+    def call(self, inputs, mask=None):
+        return self.inside(inputs)
+
+
+@pytest.mark.parametrize("steps", [None, 1])
+def test_a_mask_that_is_given_is_not_seen_by_layers_inside(steps):
+    x = np.ones((2, 2, 3, 4), "float32")
+    layer = Holds()
+    td = TimeDistributed(layer, steps_per_call=steps)
+
+    # As by hand: what is given is the layer's, what rides goes on.
+    td(x, mask=WORDS)
+    given = layer.inside.masks[-1]
+    td(with_mask(x, WORDS))
+    riding = layer.inside.masks[-1]
+
+    assert given is None
+    assert_equal(riding, SHOWN if steps is None else SHOWN[1::2])
+
+
+class OwnNorm(keras.Layer):
+    """Takes means over the valid samples of a batch."""
+
+    def call(self, inputs, mask=None):
+        weights = ops.cast(mask, inputs.dtype)[:, None]
+        mean = ops.sum(inputs * weights, axis=0) / ops.sum(weights)
+        return inputs - mean
+
+
+def test_a_layer_of_a_users_own_sees_which_vectors_are_valid(rng):
+    x = normal(rng, 2, 2, 4)
+
+    outputs = as_numpy(TimeDistributed(OwnNorm())(x, mask=SENTENCES))
+
+    expected = x - x[SENTENCES].mean(axis=0)
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
+
+
+CHANNELS_FIRST = {
+    "ConvLSTM2D": (
+        lambda: layers.ConvLSTM2D(2, 3, data_format="channels_first"),
+        (3, 2, 6, 6),
+    ),
+    "pooling": (
+        lambda: layers.GlobalAveragePooling1D(data_format="channels_first"),
+        (4, 3),
+    ),
+    "a model of pooling": (
+        lambda: keras.Sequential(
+            [layers.GlobalAveragePooling1D(data_format="channels_first")]
+        ),
+        (4, 3),
+    ),
+    "normalization": (
+        lambda: layers.BatchNormalization(axis=1),
+        (4, 5, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", CHANNELS_FIRST)
+def test_a_mask_of_steps_serves_channels_that_come_first(name, training, rng):
+    if "ConvLSTM" in name and keras.backend.backend() == "tensorflow":
+        pytest.skip(reason="TensorFlow has no such convolution on a CPU")
+    make, shape = CHANNELS_FIRST[name]
+    layer, x = make(), normal(rng, 2, 2, *shape)
+    filled = np.where(SENTENCES.reshape(2, 2, *[1] * len(shape)), x, 9)
+
+    outputs = as_numpy(
+        TimeDistributed(layer)(filled, mask=SENTENCES, training=training)
+    )
+
+    bare = make()
+    bare.build((None, *shape))
+    bare.set_weights(layer.get_weights())
+    valid = x[SENTENCES]
+    if name == "normalization" and training:
+        mean = valid.mean(axis=(0, 2, 3), keepdims=True)
+        variance = valid.var(axis=(0, 2, 3), keepdims=True)
+        expected = (valid - mean) / np.sqrt(variance + bare.epsilon)
+    else:
+        expected = as_numpy(bare(valid, training=training))
+    np.testing.assert_allclose(outputs[SENTENCES], expected, atol=1e-5)
+
+
+def test_words_of_channels_that_come_first_have_a_mask(rng):
+    pool = layers.GlobalAveragePooling1D(data_format="channels_first")
+    x = normal(rng, 2, 2, 4, 3)
+
+    outputs = TimeDistributed(pool)(x, mask=WORDS)
+
+    for t in range(2):
+        expected = as_numpy(pool(x[:, t], mask=ops.array(WORDS[:, t])))
+        valid = SENTENCES[:, t]
+        np.testing.assert_allclose(
+            as_numpy(outputs)[:, t][valid], expected[valid], atol=1e-6
+        )
+
+
+def test_an_attribute_does_not_make_a_bidirectional():
+    layer = Recorder()
+    layer.forward_layer = layers.LSTM(3)
+    layer.forward_layer.build((None, None, 4))
+    mask = WORDS[..., None] & np.ones((2, 2, 3, 4), bool)
+
+    TimeDistributed(layer)(np.ones((2, 2, 3, 4, 5), "float32"), mask=mask)
+
+    assert layer.masks[0].shape == (4, 3, 4)
+
+
 def test_a_mask_counts_next_to_an_initial_state(rng):
     lstm = layers.LSTM(4)
     x, state = normal(rng, 2, 2, 3, 4), [normal(rng, 2, 2, 4) for _ in "hc"]
@@ -622,7 +740,7 @@ def test_compute_mask_is_what_leaves():
 
 
 def test_compute_mask_serves_a_functional_model(tmp_path):
-    ids = keras.Input((None, None, None), dtype="int32")
+    ids = keras.Input((None, None), dtype="int32")
     x = TimeDistributed(layers.Embedding(9, 4))(ids)
 
     mask = TimeDistributed(layers.LSTM(4)).compute_mask(x, ids != 0)

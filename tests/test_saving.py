@@ -276,6 +276,42 @@ def test_a_masked_model_saves_its_masks(rng, tmp_path):
     assert_close(loaded(padded), model(ids))
 
 
+@pytest.mark.parametrize("how", ["config", "clone", "file"])
+def test_masks_that_must_not_leave_stay_inside(how, tmp_path):
+    td = TimeDistributed(layers.Dense(3))
+    td.supports_masking = False
+    model = keras.Sequential([keras.Input((4, 2)), td])
+
+    match how:
+        case "config":
+            again = TimeDistributed.from_config(td.get_config())
+        case "clone":
+            again = keras.models.clone_model(model).layers[-1]
+        case "file":
+            model.save(tmp_path / "model.keras")
+            again = keras.models.load_model(tmp_path / "model.keras").layers[-1]
+
+    assert again.supports_masking is False
+    assert TimeDistributed(layers.Dense(3)).supports_masking is True
+    # Keras's own layer knows no such argument.
+    config = TimeDistributed(layers.Dense(3)).get_config()
+    assert "supports_masking" not in config
+
+
+def test_a_wrapper_that_does_not_train_stays_one(tmp_path):
+    td = TimeDistributed(layers.Dense(3), trainable=False)
+    model = keras.Sequential([keras.Input((4, 2)), td])
+    model.save(tmp_path / "model.keras")
+
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+
+    for wrapper in td, loaded.layers[-1]:
+        assert wrapper.trainable_weights == []
+        assert not wrapper.layer.trainable
+        wrapper.trainable = True
+        assert len(wrapper.trainable_weights) == 2
+
+
 def test_saved_classes_have_names_that_outlive_their_modules():
     ids = keras.Input((None, None), dtype="int32")
     embedding = TimeDistributed(layers.Embedding(9, 4, mask_zero=True))

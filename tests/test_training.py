@@ -14,9 +14,11 @@ from cases import each_case
 from cases import leaves
 from cases import one_or_all
 from cases import with_leaves
+from keras_td import TimeDistributed
 from limits import no_worse_than_plain
 from reference import as_numpy
 from reference import assert_close
+from reference import normal
 
 SEPARATE = [c for c in CASES if not c.samples_meet]
 
@@ -140,3 +142,43 @@ def test_fit_may_be_compiled_wherever_keras_does_so_on_request(case, rng):
     compiled = fit(case, arguments, jit_compile=True)
 
     assert_close(compiled, fit(case, arguments, run_eagerly=True))
+
+
+@needs("training")
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_wrapped_model_may_have_been_compiled_by_itself(nested, rng):
+    inner = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])
+    inner.compile("sgd", "mse", metrics=["mae"])
+    td = TimeDistributed(inner)
+    if nested:
+        td = TimeDistributed(td)
+    shape = (2, 3, 5) if nested else (3, 5)
+    model = keras.Sequential([keras.Input(shape), td])
+    model.compile("sgd", "mse", metrics=["mae"])
+    x = normal(rng, 4, *shape)
+
+    history = model.fit(x, x[..., :1], verbose=0).history
+
+    assert set(history) == {"loss", "mae"}
+
+
+@needs("training")
+def test_metrics_of_a_wrapped_layer_are_those_of_the_model(rng):
+    class Measures(keras.layers.Dense):
+        def __init__(self, units):
+            super().__init__(units)
+            self.largest = keras.metrics.Mean(name="largest")
+
+        def call(self, inputs):
+            outputs = super().call(inputs)
+            self.largest.update_state(ops.max(outputs))
+            return outputs
+
+    td = TimeDistributed(Measures(1))
+    model = keras.Sequential([keras.Input((3, 5)), td])
+    model.compile("sgd", "mse")
+    x = normal(rng, 4, 3, 5)
+
+    history = model.fit(x, x[..., :1], verbose=0).history
+
+    assert set(history) == {"loss", "largest"}
