@@ -6,6 +6,7 @@ tensor and a scalar tensor in a compiled function.
 """
 
 import functools
+import itertools
 
 import keras
 from keras import ops
@@ -100,6 +101,14 @@ def differ(a, b):
     return _is_known(a) and _is_known(b) and a != b
 
 
+def has_size(size):
+    """Whether a size is a number now, or will be one of the run.
+
+    It is neither in a program that is exported for tensors of any size.
+    """
+    return _is_known(size) or ops.is_tensor(size)
+
+
 def common_sizes(tensors):
     """The batch and the time that tensors `(batch, time, ...)` share.
 
@@ -131,7 +140,7 @@ def common_sizes(tensors):
     batches, times = zip(*(sizes(x)[:2] for x in tensors.values()), strict=True)
     batches, times = _but_ones(batches), _but_ones(times)
     for axis, found in ("batch", batches), ("time", times):
-        if len(set(filter(_is_known, found))) > 1:
+        if any(itertools.starmap(differ, itertools.combinations(found, 2))):
             received = ", ".join(f"`{n}` with {s}" for n, s in shapes.items())
             raise ValueError(
                 f"`TimeDistributed` expects tensors of the same {axis} (one of "
@@ -208,11 +217,13 @@ def split_turns(x, turns, steps):
     # (batch, time, ...) -> (batch, turns, steps, ...)
     x = ops.reshape(x, (batch, turns, steps, *inner))
     # (batch, turns, steps, ...) -> (turns, batch, steps, ...)
-    return ops.moveaxis(x, 1, 0)
+    return ops.swapaxes(x, 0, 1)
 
 
 def merge_turns(x):
-    batch, turns, steps, *inner = sizes(x)
+    turns, batch, steps, *inner = sizes(x)[1:]
+    # (1, turns, batch, steps, ...) -> (batch, turns, steps, ...)
+    x = ops.swapaxes(x[0], 0, 1)
     # (batch, turns, steps, ...) -> (batch, time, ...)
     return ops.reshape(x, (batch, turns * steps, *inner))
 

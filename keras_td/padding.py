@@ -92,11 +92,12 @@ class _CallOnValid:
 
     def __call__(self, inputs, training=None, mask=None):
         known = _known.valid is not None and not _is_symbolic()
+        trains = training and self.normalization.trainable
+        if known and not trains:
+            return self.call(inputs, training=training)
         valid = _of_samples(_known.valid, inputs) if known else None
         if valid is None:
             return self.call(inputs, training=training, mask=mask)
-        if not (training and self.normalization.trainable):
-            return self.call(inputs, training=training)
         rank = len(inputs.shape) - 1
         rows = folding.expand(valid, rank)
         # One that does not fit was passed on by mistake.

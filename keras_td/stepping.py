@@ -492,6 +492,8 @@ def _loop(call, again, fixed, start, probed, state, tensors, turns, sizes):
             )
         finally:
             _in_loop.reset(outside)
+        # Keras's loop on PyTorch fixes the size of the first axis of outputs.
+        outputs = tuple(y[None] for y in outputs)
         return outputs, [index + 1, as_list(done), carried, sums]
 
     sums = [totals[key] for key in keys]
@@ -499,7 +501,7 @@ def _loop(call, again, fixed, start, probed, state, tensors, turns, sizes):
     _, outputs, states = _Loop(turn).inner_loop(sequences, states, None)
     _, zeros, carried, sums = states
     [done] = zeros or [None]
-    # (batch, turns, steps, ...) -> (batch, time, ...)
+    # (1, turns, batch, steps, ...) -> (batch, time, ...)
     outputs = folding.pack_tensors(structure, map(folding.merge_turns, outputs))
     totals = dict(zip(keys, sums, strict=True))
     return outputs, (_merge(carried, constant, changed), totals, done)

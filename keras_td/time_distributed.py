@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import numbers
 
 import keras
 from keras import tree
@@ -55,7 +56,8 @@ class TimeDistributed(keras.layers.Wrapper):
             to the next: less memory is in use at a time. With 1, layers whose
             samples meet, such as `BatchNormalization` in training, give the
             numbers of `keras.layers.TimeDistributed`. The losses that the layer
-            adds are averaged over the steps.
+            adds must be scalars, and are averaged over the steps of the calls
+            that add them.
         remat: Whether the backward pass computes each call again instead of
             keeping its activations, as `keras.remat` does. With
             `steps_per_call`, training takes the memory of a single call.
@@ -69,7 +71,7 @@ class TimeDistributed(keras.layers.Wrapper):
     Call arguments:
         inputs: Tensor of shape `(batch, time, ...)`, or a nest (list, tuple or
             dict) of such tensors. A tensor whose time is 1 is used at every
-            step.
+            step, and one whose batch is 1 for every sample.
         *args: Further tensors, or nests of tensors, of shape
             `(batch, time, ...)`. They go to the wrapped layer at the same
             position.
@@ -77,23 +79,30 @@ class TimeDistributed(keras.layers.Wrapper):
             Reaches every layer inside.
         mask: Boolean mask of shape `(batch, time)` or `(batch, time, ...)`, in
             the structure of `inputs`. Defaults to the masks that ride on
-            `inputs`. The wrapped layer sees the slice's mask.
+            `inputs`. The wrapped layer sees the slice's mask, where it says
+            something about the inside of a step; a step without anything valid
+            is hidden from it, and comes out as zeros where the layer reads
+            masks. `BatchNormalization`, wherever it is inside, leaves padded
+            steps out of its statistics.
         **kwargs: Further arguments of the wrapped layer by name. Tensors are
             of shape `(batch, time, ...)`; all else passes unchanged.
 
     Output shape:
         `(batch, time, ...)` for each tensor that the wrapped layer returns. An
-        output has the mask that the wrapped layer gives it, or else the
-        incoming mask reduced to `(batch, time)`: a step is valid where
-        anything in it is.
+        output has the mask that the wrapped layer gives it, if that is one of
+        its leading axes, or else the incoming mask reduced to `(batch, time)`:
+        a step is valid where anything in it is.
 
     Raises:
-        ValueError: if `layer` is not a layer; if `steps_per_call` is neither
+        ValueError: if `layer` is not a layer that takes inputs; if
+            `steps_per_call` is neither
             `None` nor a positive integer; if `remat` or `share_randomness` is
             not a bool; if `remat` is True and Keras older than 3.9; if a tensor
-            has fewer than two axes; if tensors differ in batch or time; if
-            `mask` does not match `inputs`; if the wrapped layer returns a
-            tensor without a batch axis.
+            has fewer than two axes, or is sparse or ragged; if tensors differ
+            in batch or time; if `mask` does not match `inputs`; if the wrapped
+            layer is stateful and gets another batch than before; if it returns
+            a tensor without a batch axis; if it adds a loss that is no scalar
+            in several calls.
     """
 
     def __init__(
@@ -138,7 +147,7 @@ class TimeDistributed(keras.layers.Wrapper):
         # that it is given, unless a subclass may count on it or Keras traces.
         own = TimeDistributed
         as_is = type(self).call is own.call and type(self).build is own.build
-        if self._dtype_of_call and as_is and not self._remat_mode:
+        if self._dtype_of_call and as_is and not _is_recomputed(self):
             return
         if self.layer.built:
             return
@@ -189,6 +198,16 @@ class TimeDistributed(keras.layers.Wrapper):
             return call(arguments, masks)
         if _shapes_will_do(arguments):
             return self._of_all_steps(call, arguments, masks, time)
+        if not folding.has_size(time):
+            # A program for any number of steps cannot tell that of the calls.
+            if not training:
+                return call(arguments, masks)
+            if steps:
+                raise ValueError(
+                    "`steps_per_call` and `share_randomness` cannot train in a "
+                    "program that is exported for any number of time steps. "
+                    f"Received: a time of {time}. Expected: a number."
+                )
         if not self.layer.built:
             # What cannot be traced has to do without.
             with contextlib.suppress(Exception):
@@ -367,7 +386,9 @@ class TimeDistributed(keras.layers.Wrapper):
         """
         symbolic = _is_symbolic(arguments)
         incoming = [m for nest in masks.values() for m in folding.flatten(nest)]
-        of_steps = functools.cache(lambda: _step_mask(arguments, masks))
+
+        def of_steps():
+            return _step_mask(arguments, masks)
 
         def leave(y, mask):
             if isinstance(mask, masking.Original):
@@ -477,9 +498,12 @@ def _gather(inputs, args, kwargs, mask=None):
     if mask is not None:
         given = masking.given(inputs, mask)
         # Keras passes those that ride.
-        if list(map(id, folding.flatten(given))) != list(
-            map(id, folding.flatten(masks["inputs"]))
-        ):
+        pairs = zip(
+            folding.flatten(given),
+            folding.flatten(masks["inputs"]),
+            strict=True,
+        )
+        if any(a is not b for a, b in pairs):
             masks["mask"] = given
     for name, nest in masks.items():
         masking.check(nest, arguments.get(name, inputs))
@@ -549,6 +573,11 @@ def _symbols_of_shapes(shape, dtype):
     )
 
 
+def _is_recomputed(layer):
+    """Whether it was made in a `keras.RematScope`, which has Keras trace it."""
+    return bool(getattr(layer, "_remat_mode", None))
+
+
 def _is_symbolic(arguments):
     return any(map(keras.backend.is_keras_tensor, folding.flatten(arguments)))
 
@@ -594,10 +623,13 @@ def _shapes(tensors):
 
 
 def _as_sizes(x):
-    # Neither TensorFlow's shapes nor NumPy's integers are sizes to Keras.
-    if x is None:
-        return None
-    return tuple(x) if hasattr(x, "__len__") else int(x)
+    # Neither TensorFlow's shapes nor NumPy's integers are sizes to Keras. Those
+    # of a program that is exported for tensors of any size are unknown.
+    if isinstance(x, int):
+        return x
+    if hasattr(x, "__len__"):
+        return tuple(x)
+    return int(x) if isinstance(x, numbers.Integral) else None
 
 
 def _unquantized(policy):
