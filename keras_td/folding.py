@@ -21,11 +21,15 @@ def flatten(nest):
     # Most nests are one tensor, and trees are slow on some backends.
     if nest is None or is_tensor(nest):
         return [nest]
+    if _is_flat(nest):
+        return list(nest)
     numbers, leaves = _numbered(nest)
     return [leaves[number] for number in tree.flatten(numbers)]
 
 
 def flatten_with_path(nest):
+    if _is_flat(nest):
+        return [((i,), x) for i, x in enumerate(nest)]
     numbers, leaves = _numbered(nest)
     pairs = tree.flatten_with_path(numbers)
     return [(path, leaves[number]) for path, number in pairs]
@@ -38,9 +42,18 @@ def pack(nest, leaves):
     """
     if nest is None or is_tensor(nest):
         return leaves[0]
+    if _is_flat(nest):
+        return type(nest)(leaves)
     numbers, _ = _numbered(nest)
     of_number = dict(zip(tree.flatten(numbers), leaves, strict=True))
     return tree.map_structure(of_number.get, numbers)
+
+
+def _is_flat(nest):
+    # As most nests are, besides.
+    return type(nest) in (list, tuple) and all(
+        x is None or is_tensor(x) for x in nest
+    )
 
 
 def _numbered(nest):

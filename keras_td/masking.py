@@ -11,6 +11,7 @@ import inspect
 import re
 import threading
 import warnings
+from typing import Any
 
 import keras
 from keras import ops
@@ -56,6 +57,11 @@ def set_masks(tensors, masks):
 
 def any_mask(masks):
     return any(mask is not None for mask in folding.flatten(masks))
+
+
+def any_of(masks):
+    """Whether there is any in a dict of nests of masks."""
+    return any(map(any_mask, masks.values()))
 
 
 def makes_masks(layer):
@@ -278,7 +284,7 @@ class _Silence:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.threads = collections.Counter()
+        self.threads: collections.Counter = collections.Counter()
         self.changed = collections.defaultdict(list)
 
     @contextlib.contextmanager
@@ -305,7 +311,7 @@ _silence = _Silence()
 
 def passed_on(masks, layer):
     """Lets no layer warn of a mask that it only seems to destroy."""
-    if layer.supports_masking or not any_mask(masks):
+    if layer.supports_masking or not any_of(masks):
         return contextlib.nullcontext()
     return _silence.about(layer)
 
@@ -323,7 +329,8 @@ def _is_a_users_own(layer):
 
 
 def _takes_masks(layer):
-    return _class_takes_masks(type(layer))
+    cls: Any = type(layer)
+    return _class_takes_masks(cls)
 
 
 @functools.lru_cache

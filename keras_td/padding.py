@@ -7,6 +7,7 @@ which passes no mask on.
 
 import contextlib
 import threading
+from typing import Any
 
 import keras
 from keras import ops
@@ -17,7 +18,7 @@ from keras_td import folding
 class _Known(threading.local):
     """Which samples of the batch at hand are valid, `(batch * time,)`."""
 
-    valid = None
+    valid: Any = None
 
 
 _known = _Known()

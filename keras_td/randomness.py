@@ -25,12 +25,17 @@ class Draws:
     def from_the_start(self):
         """Lets this thread draw these numbers, the first of them first."""
         outer = _thread.source
-        with _replaced(*_FUNCTIONS):
+        with kept_apart():
             _thread.source = _Source(self, outer)
             try:
                 yield
             finally:
                 _thread.source = outer
+
+
+def kept_apart():
+    """Keeps the draws of threads apart, as each of `Draws` does, for longer."""
+    return _replaced(_FUNCTIONS)
 
 
 def from_seeds(layer):
@@ -53,7 +58,7 @@ def from_seeds(layer):
 
 
 class _Thread(threading.local):
-    source = None
+    source: "_Source | None" = None
 
 
 _thread = _Thread()
@@ -80,7 +85,7 @@ class _Replaced:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.threads = collections.Counter()
+        self.threads: collections.Counter = collections.Counter()
 
     @contextlib.contextmanager
     def __call__(self, *things):
@@ -112,6 +117,18 @@ class _Unseeded(collections.namedtuple("_Unseeded", "generator")):
 
     def put_back(self):
         self.generator._initial_seed = None
+
+
+class _Functions(tuple):
+    """Functions of modules that draw for the thread that calls them."""
+
+    def replace(self):
+        for function in self:
+            function.replace()
+
+    def put_back(self):
+        for function in self:
+            function.put_back()
 
 
 class _Function:
@@ -146,13 +163,15 @@ class _Dropout(_Function):
         return self.function(inputs, rate, noise_shape, seed)
 
 
-_FUNCTIONS = [
-    _Dropout(keras.random, "dropout"),
-    *(
-        _Function(random, name)
-        for name in random.__all__
-        if isinstance(
-            getattr(getattr(random, name), "__self__", None), random.Random
-        )
-    ),
-]
+_FUNCTIONS = _Functions(
+    (
+        _Dropout(keras.random, "dropout"),
+        *(
+            _Function(random, name)
+            for name in random.__all__
+            if isinstance(
+                getattr(getattr(random, name), "__self__", None), random.Random
+            )
+        ),
+    )
+)

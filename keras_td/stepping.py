@@ -59,9 +59,13 @@ def call_in_order(
         that the calls added, averaged over the steps.
     """
     arguments = fn, layer, nests, time, steps, training, remat, share_randomness
+    apart = (
+        randomness.kept_apart if share_randomness else contextlib.nullcontext
+    )
     while True:
         try:
-            return _call_in_order(*arguments)
+            with apart():
+                return _call_in_order(*arguments)
         except _UntrackedError as error:
             _remember(layer, error)
 
@@ -350,7 +354,7 @@ def _take_losses(scope, layer):
         among those that it adds tell which it is.
     """
     losses, scope.losses = scope.losses, []
-    places = collections.Counter()
+    places: collections.Counter = collections.Counter()
     taken = {}
     inner_layers = layer._flatten_layers() if losses else []
     # Keras knows a loss by its id, which another gets when this one is gone.

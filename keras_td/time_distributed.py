@@ -182,9 +182,10 @@ class TimeDistributed(keras.layers.Wrapper):
             time,
             training,
         )
+        any_masks = masking.any_of(masks) or masking.any_mask(output_masks)
         # Where a subclass has its own `compute_mask`, Keras asks that.
         inherited = type(self).compute_mask is TimeDistributed.compute_mask
-        if self.supports_masking and inherited:
+        if any_masks and self.supports_masking and inherited:
             output_masks = self._leaving(
                 outputs, output_masks, arguments, masks
             )
@@ -298,7 +299,7 @@ class TimeDistributed(keras.layers.Wrapper):
 
     def _valid_steps(self, arguments, masks):
         """The steps that are no padding, `(batch, time)`, if it matters."""
-        if not masking.any_mask(masks) or _is_symbolic(arguments):
+        if not masking.any_of(masks) or _is_symbolic(arguments):
             return None
         if not (
             masking.reads_masks(self.layer) or padding.mixes_samples(self.layer)
@@ -579,7 +580,11 @@ def _is_recomputed(layer):
 
 
 def _is_symbolic(arguments):
-    return any(map(keras.backend.is_keras_tensor, folding.flatten(arguments)))
+    return any(
+        keras.backend.is_keras_tensor(x)
+        for nest in arguments.values()
+        for x in folding.flatten(nest)
+    )
 
 
 def _shapes_will_do(arguments):
