@@ -31,4 +31,6 @@ def options_named(names):
 
 
 each_option = options_named(SEVERAL_CALLS)
+# Where each takes long to compile.
+each_kind = options_named(["one call", "1 step", "2 steps, remat"])
 each_mode = options_named(MODES)

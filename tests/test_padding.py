@@ -10,6 +10,7 @@ from keras import ops
 from backends import needs
 from keras_td import TimeDistributed
 from modes import MODES
+from modes import each_kind
 from modes import each_mode
 from reference import as_numpy
 from reference import assert_close
@@ -188,7 +189,7 @@ def assert_alike(few, more):
 
 
 @needs("training")
-@each_mode
+@each_kind
 @pytest.mark.parametrize("name", OF_WORDS)
 def test_padded_words_and_sentences_change_nothing(name, option, rng):
     x, words, padded, more_words = sentences(rng)
@@ -200,7 +201,7 @@ def test_padded_words_and_sentences_change_nothing(name, option, rng):
 
 
 @needs("training")
-@each_mode
+@each_kind
 @pytest.mark.parametrize("name", OF_SENTENCES)
 def test_padded_sentences_change_nothing(name, option, rng):
     x, words, _, more_words = sentences(rng)
@@ -328,7 +329,7 @@ def document_of_ids(rng):
 @pytest.mark.parametrize("attention", [Attention, MaskedAttention])
 @pytest.mark.parametrize("next_layer", [layers.GRU, layers.LSTM])
 @pytest.mark.parametrize("known", [True, False])
-@each_mode
+@each_kind
 def test_hierarchical_attention_is_that_of_each_sentence(
     option, known, next_layer, attention, features, rng
 ):
