@@ -253,6 +253,12 @@ def zeros_but_at(steps, x):
     return ops.where(expand(steps, len(x.shape)), x, ops.zeros_like(x))
 
 
+def repeat_along(rows, x):
+    """Repeats a mask of rows along the second axis of `x`."""
+    # (batch,) -> (batch, steps)
+    return _broadcast_to(expand(rows, 2), sizes(x)[:2])
+
+
 def repeat_row(x, like):
     """Repeats the one row of `x` for each row of `like`."""
     if not is_size(x.shape[0], 1):

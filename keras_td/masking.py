@@ -118,6 +118,9 @@ def seen(masks, tensors, layer, valid):
     one_of = layer.forward_layer if _is_bidirectional(layer) else layer
 
     def see(mask, x):
+        if len(mask.shape) == 1 and keeps_state(layer) and len(x.shape) > 2:
+            # The state of a padded step is that of the step before.
+            mask = folding.repeat_along(mask, x)
         if len(mask.shape) == 1:
             return mask if own and len(x.shape) <= 2 else None
         if isinstance(one_of, _RECURRENT):
@@ -129,6 +132,13 @@ def seen(masks, tensors, layer, valid):
         return mask
 
     return folding.map_tensors(see, masks, tensors)
+
+
+def keeps_state(layer):
+    """Whether a layer, or one inside, passes a state on to its next call."""
+    return any(
+        getattr(inner, "stateful", False) for inner in _all_layers(layer)
+    )
 
 
 def reads_masks(layer):
@@ -325,10 +335,14 @@ def _is_bidirectional(layer):
 
 
 def _is_a_users_own(layer):
+    if isinstance(layer, keras.layers.Lambda):
+        return True
     return not is_from(type(layer).call, "keras")
 
 
 def _takes_masks(layer):
+    if isinstance(layer, keras.layers.Lambda):
+        return "mask" in inspect.signature(layer.function).parameters
     cls: Any = type(layer)
     return _class_takes_masks(cls)
 
@@ -409,7 +423,10 @@ def _reduce(mask, rank):
 
 def _check(mask, x):
     found, expected = tuple(mask.shape), tuple(x.shape)
-    if len(found) < 2 or any(map(folding.differ, found, expected[:2])):
+    pairs = zip(found, expected[:2], strict=False)
+    if len(found) < 2 or any(
+        folding.differ(a, b) and not folding.is_size(a, 1) for a, b in pairs
+    ):
         raise ValueError(
             "The `mask` passed to the `TimeDistributed` layer has a shape "
             f"{found} that is incompatible with the input shape {expected}. "

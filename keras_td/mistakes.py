@@ -74,7 +74,7 @@ def of_fixed_batch(layer, arguments):
     """Tells why a layer fails on other samples than it was made for."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         tensors = [x for n in arguments.values() for x in folding.tensors(n)]
         samples, fixed = tensors[0].shape[0], _fixed_batch(layer)
         if fixed is None or not folding.differ(fixed, samples):

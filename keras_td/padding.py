@@ -6,6 +6,7 @@ which passes no mask on.
 """
 
 import contextlib
+import inspect
 import threading
 from typing import Any
 
@@ -13,6 +14,8 @@ import keras
 from keras import ops
 
 from keras_td import folding
+from keras_td import threads
+from keras_td.variables import uncast
 
 
 class _Known(threading.local):
@@ -29,39 +32,41 @@ def mixes_samples(layer):
     return bool(_normalizations(layer))
 
 
-def left_out(layer, steps, like):
+def left_out(layer, valid):
     """Lets each `BatchNormalization` in a layer leave padded samples out.
 
     Args:
         layer: The wrapped layer.
-        steps: Which steps are no padding, `(batch, time)`, or `None` if nothing
-            is known of that.
-        like: A tensor `(batch, time, ...)` of the call.
+        valid: Which samples are no padding, of shape `(batch * time,)`, or
+            `None` if nothing is known of that.
     """
-    outer = _of_outer_call(like)
-    if steps is None and outer is None:
+    if valid is None and _known.valid is None:
         return contextlib.nullcontext()
-    if steps is None or outer is None:
-        valid = outer if steps is None else steps
-    else:
-        valid = ops.logical_and(steps, outer)
     for normalization in _normalizations(layer):
         if not isinstance(vars(normalization).get("call"), _CallOnValid):
             normalization.call = _CallOnValid(normalization)
-    return _valid_is(folding.fold(valid))
+    return _valid_is(valid)
 
 
 @contextlib.contextmanager
 def _valid_is(valid):
     outer, _known.valid = _known.valid, valid
     try:
-        yield
+        with threads.replaced(*_REMAT):
+            yield
     finally:
         _known.valid = outer
 
 
-def _of_outer_call(like):
-    """Which steps of a call inside of another are valid for the outer one."""
+def of_outer_call(like):
+    """Which steps of a call inside of another are valid for the outer one.
+
+    Args:
+        like: Tensor `(batch, time, ...)` of the inner call.
+
+    Returns:
+        Boolean tensor `(batch, time)`, or `None` if nothing is known.
+    """
     if _known.valid is None or _is_symbolic():
         return None
     valid = _of_samples(_known.valid, like)
@@ -72,10 +77,14 @@ def _of_outer_call(like):
 
 
 def _normalizations(layer):
+    """Those inside that can be told which samples are valid."""
     return [
         inner
         for inner in layer._flatten_layers()
         if isinstance(inner, keras.layers.BatchNormalization)
+        and "mask" in inspect.signature(inner.call).parameters
+        # What Keras computes again by itself is told nothing then.
+        and not getattr(inner, "_remat_mode", None)
     ]
 
 
@@ -90,15 +99,20 @@ class _CallOnValid:
     def __init__(self, normalization):
         self.normalization = normalization
         self.call = normalization.call
+        self.__signature__ = inspect.signature(self.call)
 
-    def __call__(self, inputs, training=None, mask=None):
-        known = _known.valid is not None and not _is_symbolic()
-        trains = training and self.normalization.trainable
-        if known and not trains:
-            return self.call(inputs, training=training)
-        valid = _of_samples(_known.valid, inputs) if known else None
+    def __call__(self, *args, **kwargs):
+        if _known.valid is None or _is_symbolic():
+            return self.call(*args, **kwargs)
+        bound = self.__signature__.bind(*args, **kwargs)
+        given = bound.arguments
+        inputs, mask = next(iter(given.values())), given.pop("mask", None)
+        if not (given.get("training") and self.normalization.trainable):
+            return self.call(*bound.args, **bound.kwargs)
+        valid = _of_samples(_known.valid, inputs)
         if valid is None:
-            return self.call(inputs, training=training, mask=mask)
+            given["mask"] = mask
+            return self.call(*bound.args, **bound.kwargs)
         rank = len(inputs.shape) - 1
         rows = folding.expand(valid, rank)
         # One that does not fit was passed on by mistake.
@@ -106,14 +120,36 @@ class _CallOnValid:
             mask = rows
         else:
             mask = ops.logical_and(folding.expand(mask, rank), rows)
+        given["mask"] = mask
         state = self.normalization.non_trainable_variables
-        before = [ops.copy(v) for v in state]
-        outputs = self.call(inputs, training=training, mask=mask)
+        before = uncast(lambda: [ops.copy(v.value) for v in state])
+        outputs = self.call(*bound.args, **bound.kwargs)
         # Of padding alone there are no statistics.
-        some = ops.any(mask)
-        for variable, value in zip(state, before, strict=True):
-            variable.assign(ops.where(some, variable.value, value))
+        uncast(_put_back_unless, ops.any(mask), state, before)
         return outputs
+
+
+def _put_back_unless(some, state, before):
+    for variable, value in zip(state, before, strict=True):
+        variable.assign(ops.where(some, variable.value, value))
+
+
+class _Remat(threads.Function):
+    """`keras.remat`, of a function that knows which samples are valid."""
+
+    def __call__(self, function):
+        valid = _known.valid
+        if valid is None:
+            return self.function(function)
+
+        def knowing(*args, **kwargs):
+            with _valid_is(valid):
+                return function(*args, **kwargs)
+
+        return self.function(knowing)
+
+
+_REMAT = [_Remat(keras, "remat")] if hasattr(keras, "remat") else []
 
 
 def _is_symbolic():
@@ -122,12 +158,15 @@ def _is_symbolic():
 
 
 def _of_samples(valid, x):
-    """Repeats `valid` where each sample has become several of `x`."""
+    """Which samples of `x` are valid, or `None` if it holds other ones."""
     samples, rows = folding.sizes(x)[0], folding.sizes(valid)[0]
     if samples is rows or folding.is_size(samples, rows):
         return valid
-    if isinstance(samples, int) and isinstance(rows, int) and samples % rows:
+    in_graph = [hasattr(tensor, "graph") for tensor in (valid, x)]
+    if folding.differ(samples, rows) or in_graph == [False, True]:
+        # A function that TensorFlow traces by itself would keep `valid`.
         return None
-    # (rows,) -> (rows, samples / rows) -> (samples,)
-    valid = ops.broadcast_to(valid[:, None], (rows, samples // rows))
-    return ops.reshape(valid, (samples,))
+    # Of sizes that are not known before the run, they are the same or others.
+    place = ops.arange(samples) % rows
+    others = ops.not_equal(samples, rows)
+    return ops.logical_or(ops.take(valid, place, axis=0), others)

@@ -14,6 +14,8 @@ import threading
 
 import keras
 
+from keras_td import threads
+
 
 class Draws:
     """What a call draws from Python's `random`, for other calls to repeat."""
@@ -35,7 +37,7 @@ class Draws:
 
 def kept_apart():
     """Keeps the draws of threads apart, as each of `Draws` does, for longer."""
-    return _replaced(_FUNCTIONS)
+    return threads.replaced(_FUNCTIONS)
 
 
 def from_seeds(layer):
@@ -52,9 +54,9 @@ def from_seeds(layer):
     unseeded = [
         g
         for g in generators
-        if g in _replaced.threads or g.generator._initial_seed is None
+        if g in threads.replaced.threads or g.generator._initial_seed is None
     ]
-    return _replaced(*unseeded)
+    return threads.replaced(*unseeded)
 
 
 class _Thread(threading.local):
@@ -80,35 +82,6 @@ class _Source:
         return random.Random(self.draws.seed)
 
 
-class _Replaced:
-    """Replaces things with the first thread to enter, until the last leaves."""
-
-    def __init__(self):
-        self.lock = threading.Lock()
-        self.threads: collections.Counter = collections.Counter()
-
-    @contextlib.contextmanager
-    def __call__(self, *things):
-        with self.lock:
-            for thing in things:
-                if not self.threads[thing]:
-                    thing.replace()
-                self.threads[thing] += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                for thing in things:
-                    if self.threads[thing] == 1:
-                        thing.put_back()
-                        del self.threads[thing]
-                    else:
-                        self.threads[thing] -= 1
-
-
-_replaced = _Replaced()
-
-
 class _Unseeded(collections.namedtuple("_Unseeded", "generator")):
     """The seed that a generator was given, which is none."""
 
@@ -131,19 +104,8 @@ class _Functions(tuple):
             function.put_back()
 
 
-class _Function:
-    """A function of a module that draws for the thread that calls it."""
-
-    def __init__(self, module, name):
-        self.module = module
-        self.name = name
-
-    def replace(self):
-        self.function = getattr(self.module, self.name)
-        setattr(self.module, self.name, self)
-
-    def put_back(self):
-        setattr(self.module, self.name, self.function)
+class _Function(threads.Function):
+    """A function that draws for the thread that calls it."""
 
     def __call__(self, *args, **kwargs):
         if _thread.source is None:
@@ -163,15 +125,17 @@ class _Dropout(_Function):
         return self.function(inputs, rate, noise_shape, seed)
 
 
+# Those of a module are methods of one generator, and call these two of it.
+_GENERATOR = random._inst
 _FUNCTIONS = _Functions(
     (
         _Dropout(keras.random, "dropout"),
+        _Function(_GENERATOR, "random"),
+        _Function(_GENERATOR, "getrandbits"),
         *(
             _Function(random, name)
             for name in random.__all__
-            if isinstance(
-                getattr(getattr(random, name), "__self__", None), random.Random
-            )
+            if getattr(getattr(random, name), "__self__", None) is _GENERATOR
         ),
     )
 )

@@ -21,6 +21,7 @@ from keras import tree
 from keras_td import folding
 from keras_td import masking
 from keras_td import randomness
+from keras_td.variables import uncast
 
 # Of a compiled loop, a turn takes time and a call in it compilation.
 CALLS_PER_TURN = 2
@@ -92,7 +93,7 @@ def _call_in_order(
         return fn(list(map(folding.pack_tensors, nests, parts)))
 
     variables = _variables(layer)
-    values = _in_their_dtype(lambda: _values(variables, layer))
+    values = uncast(_values, variables, layer)
     if remat and (layer in _assigns_weights or not _may_recompute(layer)):
         # TensorFlow's variables, if no tensors are made of them, get gradients
         # twice.
@@ -125,7 +126,7 @@ def _call_in_order(
         # It would be computed again with what is assigned to it below.
         _assigns_weights.add(layer)
         raise _UntrackedError([])
-    _in_their_dtype(lambda: _assign(variables, kept))
+    uncast(_assign, variables, kept)
     return outputs, _means(state[1])
 
 
@@ -309,28 +310,6 @@ def _assign(variables, values):
         # What no call changes is the same tensor all along.
         if new is not old:
             variable.assign(new)
-
-
-class _Uncast(keras.Layer):
-    """Calls a function in which variables have the dtype of their own.
-
-    In the call of a layer of mixed precision they have not, and on PyTorch keep
-    nothing that is assigned; in that of one without `autocast` inside they do.
-    """
-
-    def __init__(self):
-        super().__init__(autocast=False, dtype="float32")
-        self.built = True
-
-    def call(self, function):
-        return function()
-
-
-_uncast = _Uncast()
-
-
-def _in_their_dtype(function):
-    return _uncast(function=function)
 
 
 def _pass_on(variable, old, scope):

@@ -7,6 +7,7 @@ import inspect
 import numbers
 
 import keras
+from keras import ops
 from keras import tree
 
 from keras_td import folding
@@ -175,10 +176,11 @@ class TimeDistributed(keras.layers.Wrapper):
         if training is not None:
             options["training"] = training
         arguments, masks, time = _gather(inputs, args, kwargs, mask)
+        outer = padding.of_outer_call(_first(arguments))
         outputs, output_masks = self._call_steps(
             functools.partial(self._call_layer, options),
             arguments,
-            masks,
+            masks if outer is None else {**masks, _OUTER: outer},
             time,
             training,
         )
@@ -265,6 +267,7 @@ class TimeDistributed(keras.layers.Wrapper):
             Tuple of the outputs and of the masks that the layer gives them.
         """
         arguments, masks, like = _align(arguments, masks)
+        outer = masks.pop(_OUTER, None)
         steps = self._valid_steps(arguments, masks)
         arguments, folded = (
             _map(folding.fold, arguments),
@@ -275,6 +278,7 @@ class TimeDistributed(keras.layers.Wrapper):
             steps is not None
             and masking.has_inner_axes(folded)
             and masking.reads_masks(self.layer)
+            and not masking.keeps_state(self.layer)
         )
         seen = self._seen(
             folded, arguments, folding.fold(steps) if hides else None
@@ -282,7 +286,7 @@ class TimeDistributed(keras.layers.Wrapper):
         options = {**options, **self._pass_masks(arguments, seen)}
         args, kwargs = _args_and_kwargs(arguments)
         with (
-            padding.left_out(self.layer, steps, like),
+            padding.left_out(self.layer, _fold_both(steps, outer)),
             masking.passed_on(seen, self.layer),
             mistakes.of_fixed_batch(self.layer, arguments),
         ):
@@ -305,7 +309,17 @@ class TimeDistributed(keras.layers.Wrapper):
             masking.reads_masks(self.layer) or padding.mixes_samples(self.layer)
         ):
             return None
-        return _step_mask(arguments, masks)
+        # A tensor without a mask is valid throughout.
+        riding = {**masks, "inputs": masks.get("mask", masks["inputs"])}
+        for name, nest in arguments.items():
+            pairs = zip(
+                folding.flatten(nest),
+                folding.flatten(riding[name]),
+                strict=True,
+            )
+            if any(folding.is_tensor(x) and m is None for x, m in pairs):
+                return None
+        return _step_mask(arguments, {"inputs": [riding[n] for n in arguments]})
 
     def _seen(self, masks, arguments, valid):
         """The masks that the layer sees, of folded ones."""
@@ -477,6 +491,8 @@ def _put_together(args, kwargs):
 
 
 _NAMES = "_names_of_last_args"
+# The steps that are valid for a call of another wrapper around this one.
+_OUTER = "*outer"
 
 
 def _gather(inputs, args, kwargs, mask=None):
@@ -520,8 +536,20 @@ def _align(arguments, masks):
     batch, time = folding.common_sizes(_named_tensors(arguments))
     align = functools.partial(folding.align, batch=batch, time=time)
     arguments, masks = _map(align, arguments), _map(align, masks)
-    like = next(x for n in arguments.values() for x in folding.tensors(n))
-    return arguments, masks, like
+    return arguments, masks, _first(arguments)
+
+
+def _first(arguments):
+    return next(x for n in arguments.values() for x in folding.tensors(n))
+
+
+def _fold_both(steps, outer):
+    """Which samples are no padding, in this call and in one around it."""
+    if steps is None or outer is None:
+        valid = outer if steps is None else steps
+    else:
+        valid = ops.logical_and(steps, outer)
+    return None if valid is None else folding.fold(valid)
 
 
 def _step_mask(arguments, masks):
