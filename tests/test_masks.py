@@ -253,8 +253,9 @@ def test_masks_ride_on_nested_inputs():
 
     TimeDistributed(recorder)({"a": with_mask(x, WORDS), "b": ops.ones((2, 2))})
 
+    # What comes without a mask is valid, and so each step.
     mask = recorder.masks[0]
-    assert_equal(mask["a"], SHOWN)
+    assert_equal(mask["a"], WORDS.reshape(4, 3))
     assert mask["b"] is None
 
 
@@ -315,7 +316,13 @@ def test_a_mask_that_is_given_is_not_seen_by_layers_inside(steps):
 class OwnNorm(keras.Layer):
     """Takes means over the valid samples of a batch."""
 
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+
     def call(self, inputs, mask=None):
+        if mask is None:
+            return inputs
         weights = ops.cast(mask, inputs.dtype)[:, None]
         mean = ops.sum(inputs * weights, axis=0) / ops.sum(weights)
         return inputs - mean
@@ -328,6 +335,24 @@ def test_a_layer_of_a_users_own_sees_which_vectors_are_valid(rng):
 
     expected = x - x[SENTENCES].mean(axis=0)
     np.testing.assert_allclose(outputs, expected, atol=1e-6)
+
+
+def test_it_sees_them_next_to_a_lambda_too(rng):
+    x = normal(rng, 2, 2, 4)
+    model = keras.Sequential([OwnNorm(), layers.Lambda(lambda x: 2 * x)])
+
+    outputs = as_numpy(TimeDistributed(model)(x, mask=SENTENCES))
+
+    expected = 2 * (x - x[SENTENCES].mean(axis=0))
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+def test_a_mask_of_one_sample_serves_all(rng):
+    x, lstm = normal(rng, 2, 2, 3, 4), TimeDistributed(layers.LSTM(4))
+
+    outputs = lstm(x, mask=WORDS[:1])
+
+    assert_close(outputs, lstm(x, mask=np.repeat(WORDS[:1], 2, axis=0)))
 
 
 CHANNELS_FIRST = {

@@ -300,6 +300,184 @@ def test_weights_stay_numbers_under_pooling(pool):
         assert np.isfinite(weights).all()
 
 
+# --- What is no padding, though a mask says so of a part ----------------------
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_the_state_of_a_stateful_layer_stays_at_a_padded_step(inner, rng):
+    x, mask = normal(rng, 2, 3, 4, 5), np.ones((2, 3, 4), bool)
+    mask[:, 1] = False
+    rnn = layers.SimpleRNN(3, stateful=True)
+    rnn.build((2, 4, 5))
+    by_hand = [
+        as_numpy(rnn(x[:, t], mask=ops.array(mask[:, t]))) for t in range(3)
+    ]
+    rnn.reset_state()
+
+    outputs = TimeDistributed(rnn, steps_per_call=1)(
+        x, mask=mask if inner else mask.any(axis=-1)
+    )
+
+    np.testing.assert_allclose(as_numpy(outputs)[:, 2], by_hand[2], atol=1e-6)
+
+
+def test_a_state_that_is_given_leaves_a_padded_step_as_it_came(rng):
+    x, state = normal(rng, 2, 3, 4, 5), normal(rng, 2, 3, 3)
+    mask = np.ones((2, 3, 4), bool)
+    mask[0, 1] = False
+    td = TimeDistributed(layers.GRU(3, return_state=True))
+
+    _, after = td(x, initial_state=state, mask=mask)
+
+    np.testing.assert_allclose(as_numpy(after)[0, 1], state[0, 1], atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*functional.* does not support masking")
+def test_a_step_with_an_input_without_a_mask_is_no_padding(rng):
+    text, features = keras.Input((4, 5)), keras.Input((3,))
+    x = layers.Concatenate()([layers.LSTM(3)(text), features])
+    model = keras.Model([text, features], layers.Dense(2)(x))
+    a, b = normal(rng, 2, 3, 4, 5), normal(rng, 2, 3, 3)
+    mask = np.ones((2, 3, 4), bool)
+    mask[0, 1] = False
+
+    outputs = TimeDistributed(model)([a, b], mask=[mask, None])
+
+    for t in range(3):
+        masks = [ops.array(mask[:, t]), None]
+        step = [ops.array(a[:, t]), ops.array(b[:, t])]
+        assert_close(outputs[:, t], model(step, mask=masks))
+
+
+class Prototypes(keras.Layer):
+    """Normalizes a table of its own, which has as many rows as some batches."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows, self.norm = rows, layers.BatchNormalization(momentum=0.0)
+
+    def build(self, input_shape):
+        self.norm.build((None, input_shape[-1]))
+        self.table = self.add_weight(
+            shape=(self.rows, input_shape[-1]), initializer="normal"
+        )
+
+    def call(self, inputs, training=None):
+        table = self.norm(self.table, training=training)
+        return ops.matmul(inputs, ops.transpose(table))
+
+
+@needs("training")
+@pytest.mark.parametrize("rows", [7, 12])
+@pytest.mark.parametrize("how", ["eager", "fit"])
+def test_statistics_of_other_things_than_samples_know_no_padding(
+    how, rows, rng
+):
+    layer, x = Prototypes(rows), normal(rng, 2, 3, 5)
+    mask = np.array([[1, 1, 0], [1, 0, 0]], bool)
+    td = TimeDistributed(layer)
+    if how == "eager":
+        td(x, mask=mask, training=True)
+        table = as_numpy(layer.table)
+    else:
+        inputs = keras.Input((None, 5)), keras.Input((None,), dtype="bool")
+        model = keras.Model(inputs, td(inputs[0], mask=inputs[1]))
+        model.compile("sgd", "mse")
+        table = as_numpy(layer.table)
+        model.fit([x, mask], np.ones((2, 3, rows)), verbose=0)
+
+    np.testing.assert_allclose(
+        as_numpy(layer.norm.moving_mean), table.mean(axis=0), atol=1e-6
+    )
+
+
+class CountingNorm(layers.BatchNormalization):
+    """Has a variable that Keras casts in mixed precision."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.count = self.add_weight(shape=(), trainable=False)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_state_next_to_statistics_loses_no_digit(policy, rng):
+    layer, x = CountingNorm(dtype=policy), normal(rng, 2, 3, 5)
+    td = TimeDistributed(layer)
+    td(x)
+    layer.count.assign(4097)
+
+    td(x, mask=np.array([[1, 1, 0], [1, 0, 0]], bool), training=True)
+
+    assert as_numpy(layer.count) == 4097
+
+
+class NormWithoutMask(layers.BatchNormalization):
+    def call(self, inputs, training=None):
+        return super().call(inputs, training=training)
+
+
+class ConditionalNorm(layers.BatchNormalization):
+    def call(self, inputs, condition=None, training=None, mask=None):
+        return super().call(inputs, training=training, mask=mask)
+
+
+@pytest.mark.parametrize("make", [NormWithoutMask, ConditionalNorm])
+def test_a_normalization_may_have_arguments_of_its_own(make, rng):
+    layer, x = make(), normal(rng, 2, 3, 5)
+    mask = np.array([[1, 1, 0], [1, 0, 0]], bool)
+    td = TimeDistributed(layer)
+
+    for _ in range(2):
+        td(x, mask=mask, training=True)
+
+    mean = x[mask].mean(axis=0) if make is ConditionalNorm else x.mean((0, 1))
+    after = as_numpy(layer.moving_mean)
+    assert np.sign(after).tolist() == np.sign(mean).tolist()
+    if make is ConditionalNorm:
+        td(x, condition=x, mask=mask, training=True)
+        layer(ops.array(x[0]), ops.array(x[0]), training=True)
+
+
+class NormOfOnes(layers.Layer):
+    """Has its normalization computed again."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = norm()
+
+    def build(self, input_shape):
+        self.norm.build(input_shape)
+
+    def call(self, inputs, training=None):
+        return keras.remat(lambda x: self.norm(x, training=training))(inputs)
+
+
+@pytest.mark.filterwarnings("ignore:.*time_dist.* does not support masking")
+@needs("training")
+@needs("remat")
+@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: TimeDistributed(norm(), remat=True), NormOfOnes],
+    ids=["in a wrapper", "in a layer"],
+)
+def test_what_is_computed_again_knows_the_padding(make, run_eagerly, rng):
+    x, mask = normal(rng, 2, 3, 4, 5), np.array([[1, 1, 0], [1, 0, 0]], bool)
+    y, weights = normal(rng, 2, 3, 4, 5), mask[..., None] * np.ones((2, 3, 4))
+    x[~mask] = 9
+
+    def trained(layer):
+        inputs = keras.Input((3, 4, 5)), keras.Input((3,), dtype="bool")
+        td = TimeDistributed(layer, supports_masking=False)
+        model = keras.Model(inputs, td(inputs[0], mask=inputs[1]))
+        sgd = keras.optimizers.SGD(1.0)
+        model.compile(sgd, "mse", run_eagerly=run_eagerly)
+        model.fit([x, mask], y, sample_weight=weights, verbose=0)
+        return model.get_weights()
+
+    assert_close(trained(make()), trained(norm()))
+
+
 # --- Hierarchical attention ---------------------------------------------------
 
 VOCABULARY = 20

@@ -3,6 +3,8 @@
 import random
 import threading
 import warnings
+from random import choice
+from random import uniform
 
 import keras
 import numpy as np
@@ -82,6 +84,16 @@ def test_choices_of_python_are_shared_and_made_anew():
 
     assert_same_in_all_steps(first)
     assert (first != second).all()
+
+
+def test_functions_that_a_layer_imported_are_shared_too():
+    class Jitters(keras.Layer):
+        def call(self, inputs):
+            return inputs * uniform(1, 2) * choice(range(1, 10**6))
+
+    td = TimeDistributed(Jitters(), **SHARED)
+
+    assert_same_in_all_steps(as_numpy(td(np.ones((2, 5, 3), "float32"))))
 
 
 def test_the_seed_of_python_decides_the_choices():
