@@ -337,6 +337,7 @@ def test_a_layer_of_a_users_own_sees_which_vectors_are_valid(rng):
     np.testing.assert_allclose(outputs, expected, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*lambda.* not support masking")
 def test_it_sees_them_next_to_a_lambda_too(rng):
     x = normal(rng, 2, 2, 4)
     model = keras.Sequential([OwnNorm(), layers.Lambda(lambda x: 2 * x)])
