@@ -76,6 +76,10 @@ NOT_IN_OPENVINO = (
 LIMITS = [
     Limit("Attention, with scores", MASKS[1:], "Older Keras gives no scores in a symbolic call.", everywhere=False),
     Limit("AveragePooling3D", MIXED, "PyTorch has no bfloat16 for it.", ("torch",)),
+    *(
+        Limit(f"{kind}Pooling3D", MIXED[1:], "TensorFlow has no float16 for it on a CPU.", ("tensorflow",), everywhere=False)
+        for kind in ("Max", "Average", "AdaptiveMax", "AdaptiveAverage")
+    ),
     Limit("Conv2D", EMPTY, "TensorFlow's oneDNN gives an empty batch another shape.", ("tensorflow",), everywhere=False),
     Limit("Discretization", COMPILED + EAGER_FIT, "Older TensorFlow compiles it to other bins.", ("tensorflow",), everywhere=False),
     Limit("Discretization", SYMBOLIC, "Older Keras infers another dtype.", ("jax",), everywhere=False),
