@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from keras import layers
 
+from backends import INFERENCE_ONLY
 from backends import KERAS
 from cases import ALL_CASES
 from cases import EXCLUDED
@@ -45,6 +46,10 @@ def pytest_configure(config):
     if loaded == "numpy":
         # Keras infers shapes by calling layers on uninitialized memory.
         warning = "ignore:.* encountered in:RuntimeWarning"
+        config.addinivalue_line("filterwarnings", warning)
+    if loaded in INFERENCE_ONLY:
+        # Keras says so of `remat`, where there is no backward pass.
+        warning = "ignore:Rematerialization"
         config.addinivalue_line("filterwarnings", warning)
     if loaded == "openvino":
         predict_in_float32()

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from keras import ops
 
+from backends import INFERENCE_ONLY
 from backends import needs
 from keras_td import TimeDistributed
 from modes import MODES
-from modes import TIME
 from modes import each_mode
 from modes import options_named
 from reference import as_numpy
@@ -36,6 +36,8 @@ class Adds(keras.Layer):
 @each_mode
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
 def test_a_mean_over_many_steps_is_exact(option, kind):
+    if kind == "bfloat16" and keras.backend.backend() in INFERENCE_ONLY:
+        pytest.skip(reason="Keras takes other means of bfloat16 there")
     layer = Adds(lambda x: [ops.mean(x)], dtype=kind)
     td = TimeDistributed(layer, **MODES[option])
 
@@ -72,24 +74,21 @@ def test_losses_of_two_layers_are_not_taken_for_each_other():
 
 
 @needs("losses of layers")
-@pytest.mark.parametrize("time", [TIME, 40])
-def test_a_loss_of_later_calls_alone_is_a_mistake_where_calls_are_a_loop(time):
+def test_a_loss_of_later_calls_alone_is_a_mistake_where_calls_are_a_loop():
     if keras.backend.backend() not in ("tensorflow", "jax"):
         pytest.skip(reason="Keras compiles nothing into a loop there")
-    counts = []
 
+    # The first of 21 calls has one step of two.
     def losses(inputs):
-        counts.append(1)
-        return [ops.mean(inputs)] * (len(counts) > 1)
+        return [ops.mean(inputs)] * (inputs.shape[0] != 2)
 
-    td = TimeDistributed(Adds(losses), steps_per_call=1)
-    model = keras.Sequential([keras.Input((time, 3)), td])
+    td = TimeDistributed(Adds(losses), steps_per_call=2)
+    model = keras.Sequential([keras.Input((41, 3), batch_size=2), td])
     model.compile("sgd", "mse")
-    counts.clear()
-    x = np.ones((2, time, 3), "float32")
+    x = np.ones((2, 41, 3), "float32")
 
     with pytest.raises(ValueError, match="same losses in each call"):
-        model.evaluate(x, x, verbose=0)
+        model.evaluate(x, x, batch_size=2, verbose=0)
 
 
 def of_each_sample(inputs):

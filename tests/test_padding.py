@@ -462,6 +462,9 @@ class NormOfOnes(layers.Layer):
     ids=["in a wrapper", "in a layer"],
 )
 def test_what_is_computed_again_knows_the_padding(make, run_eagerly, rng):
+    jax = keras.backend.backend() == "jax"
+    if jax and make is NormOfOnes and not run_eagerly:
+        pytest.skip(reason="JAX lets no state out of what it computes again")
     x, mask = normal(rng, 2, 3, 4, 5), np.array([[1, 1, 0], [1, 0, 0]], bool)
     y, weights = normal(rng, 2, 3, 4, 5), mask[..., None] * np.ones((2, 3, 4))
     x[~mask] = 9
