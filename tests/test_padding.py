@@ -507,9 +507,11 @@ def document_of_ids(rng):
 
 
 # As many features as words, and as units of the next layer, hide a mistake.
-@pytest.mark.parametrize("features", [4, 7])
+@pytest.mark.parametrize(
+    ("next_layer", "features"),
+    [(layers.GRU, 4), (layers.GRU, 7), (layers.LSTM, 7)],
+)
 @pytest.mark.parametrize("attention", [Attention, MaskedAttention])
-@pytest.mark.parametrize("next_layer", [layers.GRU, layers.LSTM])
 @pytest.mark.parametrize("known", [True, False])
 @each_kind
 def test_hierarchical_attention_is_that_of_each_sentence(
