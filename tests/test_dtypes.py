@@ -92,6 +92,8 @@ each_policy = pytest.mark.parametrize(
 LAST_DIGIT = {"mixed_float16": 2e-3, "mixed_bfloat16": 2e-2}
 
 
+# Mixed precision is for training.
+@needs("training")
 # PyTorch says so of the slice of one step, by hand too.
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*searchsorted:UserWarning")
 @each_policy
@@ -136,6 +138,7 @@ class Counter(keras.Layer):
         return inputs
 
 
+@needs("training")
 @each_policy
 @each_mode
 def test_a_layer_of_float32_in_mixed_precision_loses_no_digit(
@@ -158,6 +161,7 @@ def test_a_layer_of_float32_in_mixed_precision_loses_no_digit(
     assert_close(outputs, expected)
 
 
+@needs("training")
 @each_policy
 @each_mode
 def test_state_of_float32_in_mixed_precision_loses_no_digit(option, name, rng):
