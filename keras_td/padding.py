@@ -15,7 +15,9 @@ from keras import ops
 
 from keras_td import folding
 from keras_td import threads
-from keras_td.variables import uncast
+from keras_td.scopes import is_recomputed
+from keras_td.scopes import only_shapes_count
+from keras_td.scopes import uncast
 
 
 class _Known(threading.local):
@@ -43,7 +45,7 @@ def left_out(layer, valid):
     if valid is None and _known.valid is None:
         return contextlib.nullcontext()
     for normalization in _normalizations(layer):
-        if not isinstance(vars(normalization).get("call"), _CallOnValid):
+        if not _knows(normalization):
             normalization.call = _CallOnValid(normalization)
     return _valid_is(valid)
 
@@ -67,7 +69,7 @@ def of_outer_call(like):
     Returns:
         Boolean tensor `(batch, time)`, or `None` if nothing is known.
     """
-    if _known.valid is None or _is_symbolic():
+    if _known.valid is None or only_shapes_count():
         return None
     valid = _of_samples(_known.valid, like)
     if valid is None:
@@ -82,10 +84,17 @@ def _normalizations(layer):
         inner
         for inner in layer._flatten_layers()
         if isinstance(inner, keras.layers.BatchNormalization)
-        and "mask" in inspect.signature(inner.call).parameters
         # What Keras computes again by itself is told nothing then.
-        and not getattr(inner, "_remat_mode", None)
+        and not is_recomputed(inner)
+        # To look at a signature takes long.
+        and (
+            _knows(inner) or "mask" in inspect.signature(inner.call).parameters
+        )
     ]
+
+
+def _knows(normalization):
+    return isinstance(vars(normalization).get("call"), _CallOnValid)
 
 
 class _CallOnValid:
@@ -102,7 +111,7 @@ class _CallOnValid:
         self.__signature__ = inspect.signature(self.call)
 
     def __call__(self, *args, **kwargs):
-        if _known.valid is None or _is_symbolic():
+        if _known.valid is None or only_shapes_count():
             return self.call(*args, **kwargs)
         bound = self.__signature__.bind(*args, **kwargs)
         given = bound.arguments
@@ -150,11 +159,6 @@ class _Remat(threads.Function):
 
 
 _REMAT = [_Remat(keras, "remat")] if hasattr(keras, "remat") else []
-
-
-def _is_symbolic():
-    with keras.SymbolicScope() as scope:
-        return scope.original_scope is not None
 
 
 def _of_samples(valid, x):

@@ -21,7 +21,8 @@ from keras import tree
 from keras_td import folding
 from keras_td import masking
 from keras_td import randomness
-from keras_td.variables import uncast
+from keras_td.scopes import is_recomputed
+from keras_td.scopes import uncast
 
 # Of a compiled loop, a turn takes time and a call in it compilation.
 CALLS_PER_TURN = 2
@@ -43,8 +44,7 @@ def call_in_order(
 
     Args:
         fn: Function that calls `layer` on a list of nests of tensors
-            `(batch, steps, ...)`, given the number of these steps too, and
-            returns such a nest.
+            `(batch, steps, ...)`, and returns such a nest.
         layer: The layer, built. Its state passes from each call to the next.
         nests: List of nests of tensors `(batch, time, ...)`. A tensor whose
             time is 1 is used in every call.
@@ -539,8 +539,7 @@ def _sequences(tensors, turns, steps):
 
 def _after(done, x):
     """Lets `x` wait for `done`, a zero, as compilers keep to no other order."""
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    if done is None or dtype in ("bool", "string"):
+    if done is None or _dtype(x) in ("bool", "string"):
         return x
     return x + ops.cast(ops.stop_gradient(done), x.dtype)
 
@@ -567,7 +566,7 @@ _assigns_weights: weakref.WeakSet = weakref.WeakSet()
 def _may_recompute(layer):
     """Whether a layer inside may use `keras.remat` by itself."""
     return any(
-        inner._remat_mode is not None
+        is_recomputed(inner)
         or not masking.is_from(type(inner).call, "keras", "keras_td")
         for inner in layer._flatten_layers()
     )
@@ -666,7 +665,7 @@ def _to_floats(x):
 def _from_floats(x, like):
     if not _is_a(like, "int", "bool"):
         return x
-    dtype = keras.backend.standardize_dtype(like.dtype)
+    dtype = _dtype(like)
     whole = dtype if _bytes(dtype) > 2 else "int32"
     digits = [ops.cast(d, whole) for d in ops.unstack(x)]
     number = functools.reduce(lambda a, b: a * 2**16 + b, digits[::-1])

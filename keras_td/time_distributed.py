@@ -15,6 +15,8 @@ from keras_td import masking
 from keras_td import mistakes
 from keras_td import padding
 from keras_td import stepping
+from keras_td.scopes import is_recomputed
+from keras_td.scopes import only_shapes_count
 
 
 @keras.saving.register_keras_serializable(package="keras_td")
@@ -148,7 +150,7 @@ class TimeDistributed(keras.layers.Wrapper):
         # that it is given, unless a subclass may count on it or Keras traces.
         own = TimeDistributed
         as_is = type(self).call is own.call and type(self).build is own.build
-        if self._dtype_of_call and as_is and not _is_recomputed(self):
+        if self._dtype_of_call and as_is and not is_recomputed(self):
             return
         if self.layer.built:
             return
@@ -199,7 +201,7 @@ class TimeDistributed(keras.layers.Wrapper):
         steps = self._steps_of_a_call()
         if not (steps or self.remat):
             return call(arguments, masks)
-        if _shapes_will_do(arguments):
+        if only_shapes_count() or _is_symbolic(arguments):
             return self._of_all_steps(call, arguments, masks, time)
         if not folding.has_size(time):
             # A program for any number of steps cannot tell that of the calls.
@@ -400,27 +402,26 @@ class TimeDistributed(keras.layers.Wrapper):
         inside of a model do.
         """
         symbolic = _is_symbolic(arguments)
+        flat = folding.flatten(outputs)
+        if symbolic and masking.may_make_masks(self.layer):
+            return folding.pack(outputs, [None] * len(flat))
         incoming = [m for nest in masks.values() for m in folding.flatten(nest)]
-
-        def of_steps():
-            return _step_mask(arguments, masks)
+        found = folding.flatten(output_masks) + [None] * len(flat)
+        found = found[: len(flat)]
+        missing = any(mask is None for mask in found)
+        of_steps = _step_mask(arguments, masks) if missing else None
 
         def leave(y, mask):
-            if isinstance(mask, masking.Original):
+            if mask is None:
+                return of_steps
+            made = not isinstance(mask, masking.Original)
+            if not made:
                 mask = mask.mask
                 made = not any(mask is m for m in incoming)
-            else:
-                made = mask is not None
-            if symbolic and (made or masking.may_make_masks(self.layer)):
+            if symbolic and made:
                 return None
-            if mask is None:
-                return of_steps()
             return mask if y is None else masking.fit(mask, y.shape)
 
-        flat = folding.flatten(outputs)
-        found = (folding.flatten(output_masks) + [None] * len(flat))[
-            : len(flat)
-        ]
         return folding.pack(outputs, list(map(leave, flat, found)))
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
@@ -602,25 +603,12 @@ def _symbols_of_shapes(shape, dtype):
     )
 
 
-def _is_recomputed(layer):
-    """Whether it was made in a `keras.RematScope`, which has Keras trace it."""
-    return bool(getattr(layer, "_remat_mode", None))
-
-
 def _is_symbolic(arguments):
     return any(
         keras.backend.is_keras_tensor(x)
         for nest in arguments.values()
         for x in folding.flatten(nest)
     )
-
-
-def _shapes_will_do(arguments):
-    """Whether Keras only infers shapes and dtypes of a call."""
-    with keras.SymbolicScope() as scope:
-        if scope.original_scope is not None:
-            return True
-    return _is_symbolic(arguments)
 
 
 def _is_tensor_argument(name, value):

@@ -1,4 +1,4 @@
-"""Variables in the dtype of their own."""
+"""What Keras does around a call, and how to leave it."""
 
 import keras
 
@@ -24,3 +24,14 @@ _uncast = _Uncast()
 def uncast(function, *args):
     """Calls a function in which variables have the dtype of their own."""
     return _uncast(function=lambda: function(*args))
+
+
+def only_shapes_count():
+    """Whether Keras only infers the shapes and dtypes of a call."""
+    with keras.SymbolicScope() as scope:
+        return scope.original_scope is not None
+
+
+def is_recomputed(layer):
+    """Whether it was made in a `keras.RematScope`, which has Keras trace it."""
+    return bool(getattr(layer, "_remat_mode", None))
