@@ -14,27 +14,12 @@ from keras_td import TimeDistributed
 from modes import MODES
 from modes import TIME
 from modes import each_mode
+from nests import nests_of
 from reference import as_numpy
 from reference import assert_close
 from reference import mask_of
 
 LEAVES = st.none() | st.integers(1, 99)
-
-
-def nests_of(leaves):
-    return st.recursive(
-        leaves,
-        lambda nests: (
-            st.lists(nests, min_size=1, max_size=3)
-            | st.tuples(nests, nests)
-            | st.lists(
-                st.tuples(st.sampled_from("abcd"), nests),
-                min_size=1,
-                unique_by=lambda item: item[0],
-            ).map(dict)
-        ),
-        max_leaves=5,
-    )
 
 
 def mapped(fn, nest):

@@ -18,6 +18,7 @@ from cases import each
 from cases import leaves
 from cases import with_leaves
 from keras_td import TimeDistributed
+from nests import nests_of
 from reference import as_numpy
 from reference import assert_close
 
@@ -33,18 +34,6 @@ SEVERAL_INPUTS = [c for c in ANY if len(c.step_shapes) > 1]
 
 few_examples = settings(max_examples=2)
 rngs = st.integers(0, 99).map(np.random.default_rng)
-
-
-def nests_of(leaf):
-    return st.recursive(
-        leaf,
-        lambda nests: (
-            st.lists(nests, min_size=1, max_size=3)
-            | st.tuples(nests, nests)
-            | st.dictionaries(st.sampled_from("abc"), nests, min_size=1)
-        ),
-        max_leaves=4,
-    )
 
 
 def lists_of(sizes):
