@@ -98,14 +98,13 @@ class TimeDistributed(keras.layers.Wrapper):
 
     Raises:
         ValueError: if `layer` is not a layer that takes inputs; if
-            `steps_per_call` is neither
-            `None` nor a positive integer; if `remat` or `share_randomness` is
-            not a bool; if `remat` is True and Keras older than 3.9; if a tensor
-            has fewer than two axes, or is sparse or ragged; if tensors differ
-            in batch or time; if `mask` does not match `inputs`; if the wrapped
-            layer is stateful and gets another batch than before; if it returns
-            a tensor without a batch axis; if it adds a loss that is no scalar
-            in several calls.
+            `steps_per_call` is neither `None` nor a positive integer; if
+            `remat` or `share_randomness` is not a bool; if `remat` is True and
+            Keras older than 3.9; if a tensor has fewer than two axes, or is
+            sparse or ragged; if tensors differ in batch or time; if `mask` does
+            not match `inputs`; if the wrapped layer is stateful and gets
+            another batch than before; if it returns a tensor without a batch
+            axis; if it adds a loss that is no scalar in several calls.
     """
 
     def __init__(

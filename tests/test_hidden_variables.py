@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 from keras import ops
 
+from backends import needs
 from keras_td import TimeDistributed
 from modes import SEVERAL_CALLS
 from modes import TIME
@@ -105,6 +106,7 @@ def test_frozen_weights_are_not_copied(steps, rng):
     assert layer.seen is layer.kernel.value
 
 
+@needs("training")
 @each_option
 def test_a_frozen_layer_inside_of_one_that_trains_keeps_its_weights(
     option, rng
