@@ -122,6 +122,15 @@ def has_size(size):
     return _is_known(size) or ops.is_tensor(size)
 
 
+def has_values(x):
+    """Whether a tensor is at hand, outside of any compiled function."""
+    try:
+        ops.convert_to_numpy(x[:0, :0])
+    except Exception:
+        return False
+    return True
+
+
 def common_sizes(tensors):
     """The batch and the time that tensors `(batch, time, ...)` share.
 

@@ -107,7 +107,7 @@ def _call_in_order(
     run = functools.partial(_run, again(call), fixed)
     loop = functools.partial(_loop, call, again, fixed, values)
 
-    at_hand = _has_values(flat[0])
+    at_hand = folding.has_values(flat[0])
     # Where nothing is compiled, calls are in order; where all activations are
     # kept, it does not matter, and TensorFlow does some side by side.
     keeps_all = training is True and bool(layer.trainable_variables)
@@ -675,15 +675,6 @@ def _from_floats(x, like):
 def _bytes(dtype):
     dtype = keras.backend.standardize_dtype(dtype)
     return 1 if dtype == "bool" else int(dtype.lstrip("uint")) // 8
-
-
-def _has_values(x):
-    """Whether a tensor is at hand, outside of any compiled function."""
-    try:
-        ops.convert_to_numpy(x[:0, :0])
-    except Exception:
-        return False
-    return True
 
 
 def _split(items, flags):

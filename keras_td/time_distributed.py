@@ -130,6 +130,7 @@ class TimeDistributed(keras.layers.Wrapper):
         self.share_randomness = share_randomness
         self._layer_takes_mask = "mask" in _parameters(layer.call)
         self._dtype_of_call = None
+        self._inner_layers_are_built = False
         if not self.trainable:
             layer.trainable = False
 
@@ -212,11 +213,9 @@ class TimeDistributed(keras.layers.Wrapper):
                     "program that is exported for any number of time steps. "
                     f"Received: a time of {time}. Expected: a number."
                 )
-        if not self.layer.built:
-            # What cannot be traced has to do without.
-            with contextlib.suppress(Exception):
-                symbols = _map(_symbol, arguments), _map(_symbol, masks)
-                call(*self._of_one_call(*symbols, time))
+        if not self._inner_layers_are_built:
+            self._inner_layers_are_built = True
+            self._build_inner_layers(call, arguments, masks, time)
 
         def call_on_list(nests):
             of_arguments = dict(zip(arguments, nests, strict=False))
@@ -237,6 +236,26 @@ class TimeDistributed(keras.layers.Wrapper):
         for loss in losses:
             self.add_loss(loss)
         return outputs, output_masks
+
+    def _build_inner_layers(self, call, arguments, masks, time):
+        """Builds the layer, and those inside, by a call that changes nothing.
+
+        It is a real one where it can be: what a layer keeps of its `build` is
+        of no use outside of a trace.
+        """
+        if all(inner.built for inner in self.layer._flatten_layers()):
+            return
+        nests = self._of_one_call(arguments, masks, time)
+        scope: contextlib.AbstractContextManager = keras.StatelessScope()
+        if not folding.has_values(_first(arguments)):
+            scope = contextlib.nullcontext()
+            nests = [_map(_symbol, n) for n in nests]
+        elif not masking.keeps_state(self.layer):
+            first = functools.partial(folding.first_steps, steps=1)
+            nests = [_map(first, n) for n in nests]
+        # What cannot be called so has to do without.
+        with contextlib.suppress(Exception), scope:
+            call(*nests)
 
     def _of_all_steps(self, call, arguments, masks, time):
         """What calls on all steps return, told from the first one's shapes."""
