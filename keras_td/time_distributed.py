@@ -5,6 +5,7 @@ import copy
 import functools
 import inspect
 import numbers
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -241,21 +242,20 @@ class TimeDistributed(keras.layers.Wrapper):
         """Builds the layer, and those inside, by a call that changes nothing.
 
         It is a real one where it can be: what a layer keeps of its `build` is
-        of no use outside of a trace.
+        of no use outside of a trace. (A stateful one builds in no scope.)
         """
         if all(inner.built for inner in self.layer._flatten_layers()):
             return
+        see: Callable = _symbol
+        scope: contextlib.AbstractContextManager = contextlib.nullcontext()
+        at_hand = folding.has_values(_first(arguments))
+        if at_hand and not masking.keeps_state(self.layer):
+            see = _copy_of_first_step
+            scope = keras.StatelessScope()
         nests = self._of_one_call(arguments, masks, time)
-        scope: contextlib.AbstractContextManager = keras.StatelessScope()
-        if not folding.has_values(_first(arguments)):
-            scope = contextlib.nullcontext()
-            nests = [_map(_symbol, n) for n in nests]
-        elif not masking.keeps_state(self.layer):
-            first = functools.partial(folding.first_steps, steps=1)
-            nests = [_map(first, n) for n in nests]
         # What cannot be called so has to do without.
         with contextlib.suppress(Exception), scope:
-            call(*nests)
+            call(*(_map(see, n) for n in nests))
 
     def _of_all_steps(self, call, arguments, masks, time):
         """What calls on all steps return, told from the first one's shapes."""
@@ -612,6 +612,11 @@ def _symbol(x):
     if keras.backend.is_keras_tensor(x):
         return x
     return keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype))
+
+
+def _copy_of_first_step(x):
+    # Layers that change images do so in place, on PyTorch.
+    return ops.copy(folding.first_steps(x, 1))
 
 
 def _symbols_of_shapes(shape, dtype):
