@@ -98,6 +98,11 @@ def map_tensors(fn, nest, *nests):
     )
 
 
+def shapes(nest):
+    """The shapes of the tensors of a nest."""
+    return map_tensors(lambda x: tuple(x.shape), nest)
+
+
 def sizes(x):
     """The sizes of all axes of `x`."""
     static = tuple(x.shape)

@@ -11,12 +11,12 @@ import keras
 from keras import ops
 from keras import tree
 
+from keras_td import building
 from keras_td import folding
 from keras_td import masking
 from keras_td import mistakes
 from keras_td import padding
 from keras_td import stepping
-from keras_td.scopes import is_recomputed
 from keras_td.scopes import only_shapes_count
 
 
@@ -130,7 +130,7 @@ class TimeDistributed(keras.layers.Wrapper):
         self.remat = remat
         self.share_randomness = share_randomness
         self._layer_takes_mask = "mask" in _parameters(layer.call)
-        self._dtype_of_call = None
+        self._first_call = None
         self._inner_layers_are_built = False
         if not self.trainable:
             layer.trainable = False
@@ -139,43 +139,41 @@ class TimeDistributed(keras.layers.Wrapper):
         args, kwargs = _keep_apart(args, kwargs, _parameters(self.call))
         if self.built:
             return super().__call__(inputs, *args, **kwargs)
-        found = folding.tensors(inputs)
-        self._dtype_of_call = found[0].dtype if found else self.compute_dtype
+        of_layer = type(self).call is TimeDistributed.call
+        self._first_call = (
+            functools.partial(self._symbols_of_call, inputs, *args, **kwargs)
+            if of_layer
+            else functools.partial(self._symbols_of_call, inputs)
+        )
         try:
             return super().__call__(inputs, *args, **kwargs)
         finally:
-            self._dtype_of_call = None
+            self._first_call = None
 
     def build(self, input_shape):
-        # In a call, the wrapped layer's own call builds it, from everything
-        # that it is given, unless a subclass may count on it or Keras traces.
-        own = TimeDistributed
-        as_is = type(self).call is own.call and type(self).build is own.build
-        if self._dtype_of_call and as_is and not is_recomputed(self):
-            return
         if self.layer.built:
             return
-        dtype = self._dtype_of_call or self.compute_dtype
-        dtype = keras.backend.standardize_dtype(dtype)
-        inputs = _symbols_of_shapes(input_shape, dtype)
-        arguments = self._of_one_call(*_gather(inputs, (), {}))[0]
-        arguments = _map(folding.fold, arguments)
-        if type(self.layer).build is not keras.Layer.build:
-            if _takes_one(self.layer.build):
-                shapes = [_shapes(arguments["inputs"])]
-                self.layer.build(*shapes[: len(_parameters(self.layer.build))])
-        elif _takes_one(self.layer.call):
-            # As in Keras, a layer that cannot be traced waits for its call.
-            with contextlib.suppress(Exception):
-                self.layer(arguments["inputs"])
+        if self._first_call:
+            arguments, options = self._first_call()
+        else:
+            symbols = _symbols_of_shapes(input_shape, self.compute_dtype)
+            arguments, options = self._symbols_of_call(symbols)
+        args, kwargs = _args_and_kwargs(_map(folding.fold, arguments))
+        building.build(self.layer, args, kwargs, options)
+
+    def _symbols_of_call(
+        self, inputs, *args, training=None, mask=None, **kwargs
+    ):
+        """Symbols of what the layer gets in its first call, and the options."""
+        args, kwargs = _put_together(args, kwargs)
+        kwargs, options = _tensors_and_options(kwargs)
+        arguments, _, time = _gather(inputs, args, kwargs)
+        symbols = self._of_one_call(_map(_symbol, arguments), {}, time)[0]
+        return _align(symbols, {})[0], options
 
     def call(self, inputs, *args, training=None, mask=None, **kwargs):
         args, kwargs = _put_together(args, kwargs)
-        options = {
-            name: kwargs.pop(name)
-            for name in list(kwargs)
-            if not _is_tensor_argument(name, kwargs[name])
-        }
+        kwargs, options = _tensors_and_options(kwargs)
         if training is not None:
             options["training"] = training
         arguments, masks, time = _gather(inputs, args, kwargs, mask)
@@ -405,7 +403,7 @@ class TimeDistributed(keras.layers.Wrapper):
     def _outputs_like(self, inputs, output_masks):
         """Symbols of the outputs, or of no shape where Keras cannot tell it."""
         try:
-            shapes = self.compute_output_shape(_shapes(inputs))
+            shapes = self.compute_output_shape(folding.shapes(inputs))
         except Exception:
             return folding.map_tensors(lambda _: None, output_masks)
         return _symbols_of_shapes(shapes, self.compute_dtype)
@@ -452,8 +450,8 @@ class TimeDistributed(keras.layers.Wrapper):
         try:
             outputs = _symbols_of_shapes(
                 self.layer.compute_output_shape(
-                    *map(_shapes, args),
-                    **{name: _shapes(kwargs[name]) for name in kwargs},
+                    *map(folding.shapes, args),
+                    **{name: folding.shapes(kwargs[name]) for name in kwargs},
                 ),
                 dtype,
             )
@@ -465,7 +463,7 @@ class TimeDistributed(keras.layers.Wrapper):
                 },
             )
         unfold = functools.partial(folding.unfold, like=like)
-        return _shapes(folding.map_tensors(unfold, outputs))
+        return folding.shapes(folding.map_tensors(unfold, outputs))
 
     def compute_output_spec(self, *args, **kwargs):
         return self.call(*args, **kwargs)
@@ -507,6 +505,15 @@ def _put_together(args, kwargs):
         **kwargs,
         **dict(zip(names, args[split:], strict=True)),
     }
+
+
+def _tensors_and_options(kwargs):
+    """Parts the arguments of every step from those that stay as they are."""
+    tensors = {n for n in kwargs if _is_tensor_argument(n, kwargs[n])}
+    return (
+        {n: kwargs[n] for n in kwargs if n in tensors},
+        {n: kwargs[n] for n in kwargs if n not in tensors},
+    )
 
 
 _NAMES = "_names_of_last_args"
@@ -611,7 +618,10 @@ def _named_tensors(arguments):
 def _symbol(x):
     if keras.backend.is_keras_tensor(x):
         return x
-    return keras.KerasTensor(x.shape, keras.backend.standardize_dtype(x.dtype))
+    # NumPy has strings of several dtypes.
+    strings = getattr(x.dtype, "kind", "") in ("U", "S", "O")
+    dtype = "string" if strings else keras.backend.standardize_dtype(x.dtype)
+    return keras.KerasTensor(x.shape, dtype)
 
 
 def _copy_of_first_step(x):
@@ -649,21 +659,6 @@ def _is_tensor_argument(name, value):
 
 def _parameters(fn):
     return inspect.signature(fn).parameters
-
-
-def _takes_one(fn):
-    required = [
-        p
-        for p in _parameters(fn).values()
-        if p.default is p.empty
-        and p.kind
-        in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY, p.KEYWORD_ONLY)
-    ]
-    return len(required) <= 1
-
-
-def _shapes(tensors):
-    return folding.map_tensors(lambda x: tuple(x.shape), tensors)
 
 
 def _as_sizes(x):

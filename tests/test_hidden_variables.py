@@ -126,29 +126,3 @@ def test_a_frozen_layer_inside_of_one_that_trains_keeps_its_weights(
         np.testing.assert_array_equal(weights, expected)
     mean = as_numpy(ops.sum(ops.abs(model.layers[1].moving_mean)))
     assert mean > 0
-
-
-@pytest.mark.parametrize("built", [False, True])
-@each_option
-def test_a_layer_inside_keeps_what_it_makes_in_its_build(option, built, rng):
-    class Scales(keras.Layer):
-        """Leaves it to its call to build what is inside, as many do."""
-
-        def __init__(self):
-            super().__init__()
-            # It makes tensors of its weights once.
-            self.normalization = layers.Normalization()
-
-        def build(self, input_shape):
-            self.scale = self.add_weight(shape=(), initializer="ones")
-
-        def call(self, inputs):
-            return self.normalization(inputs) * self.scale
-
-    td = TimeDistributed(Scales(), **SEVERAL_CALLS[option])
-    x = normal(rng, 2, TIME, 3)
-    if built:
-        td.build(x.shape)
-
-    for _ in range(2):
-        np.testing.assert_allclose(as_numpy(td(x)), x, rtol=1e-5)
