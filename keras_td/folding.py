@@ -119,6 +119,11 @@ def differ(a, b):
     return _is_known(a) and _is_known(b) and a != b
 
 
+def agree(a, b):
+    """Whether two sizes are the same, as far as is known of both."""
+    return _is_known(a) == _is_known(b) and not differ(a, b)
+
+
 def has_size(size):
     """Whether a size is a number now, or will be one of the run.
 

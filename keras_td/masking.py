@@ -242,9 +242,9 @@ def fit(mask, shape):
     Attention and pooling of public code pass on a mask of words to a vector for
     each sentence. Such a mask leaves as one of sentences.
     """
-    rank, found = len(mask.shape), tuple(mask.shape)
+    rank, inner = len(mask.shape), zip(mask.shape[2:], shape[2:], strict=False)
     if rank == 2 or (
-        rank < len(shape) and not any(map(folding.differ, found, shape[:rank]))
+        rank < len(shape) and all(folding.agree(*s) for s in inner)
     ):
         return mask
     return step_mask(mask)

@@ -533,6 +533,51 @@ def test_hierarchical_attention_is_that_of_each_sentence(
         np.testing.assert_allclose(prediction, as_numpy(expected)[0], atol=1e-5)
 
 
+class Hops(keras.Layer):
+    """Structured self-attention: several vectors of a sentence of words."""
+
+    def __init__(self, hops):
+        super().__init__()
+        self.supports_masking = True
+        self.scores = layers.Dense(hops)
+
+    def build(self, input_shape):
+        self.scores.build(input_shape)
+
+    def call(self, inputs, mask=None):
+        scores = self.scores(inputs)
+        if mask is not None:
+            scores = ops.where(mask[:, :, None], scores, -1e9)
+        weights = ops.transpose(ops.softmax(scores, axis=1), (0, 2, 1))
+        return ops.matmul(weights, inputs)
+
+
+@pytest.mark.parametrize("words", [7, None])
+@pytest.mark.parametrize("sentences", [3, None])
+@each_kind
+def test_a_mask_of_words_does_not_leave_on_other_vectors(
+    option, sentences, words, rng
+):
+    ids = document_of_ids(rng)
+    ids[0, 1, 2:] = 0  # fewer words than vectors
+    embedding = layers.Embedding(VOCABULARY, 5, mask_zero=True)
+    hops, read = Hops(4), layers.GRU(2)
+    inputs = keras.Input((sentences, words), dtype="int32")
+    vectors = TimeDistributed(hops, **MODES[option])(embedding(inputs))
+    model = keras.Model(inputs, TimeDistributed(read)(vectors))
+
+    actual = model.predict_on_batch(ids)
+
+    np.testing.assert_allclose(as_numpy(model(ids)), actual, atol=1e-6)
+    for d, t in zip(*np.nonzero(ids.any(axis=2)), strict=True):
+        sentence = ids[d, t][ids[d, t] > 0][None]
+        # A copy has no mask.
+        expected = read(ops.copy(hops(embedding(sentence))))
+        np.testing.assert_allclose(
+            actual[d, t], as_numpy(expected)[0], atol=1e-5
+        )
+
+
 @needs("training")
 @pytest.mark.parametrize("attention", [Attention, MaskedAttention])
 def test_hierarchical_attention_trains(attention, rng):
