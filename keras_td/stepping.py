@@ -93,8 +93,9 @@ def _call_in_order(
         return fn(list(map(folding.pack_tensors, nests, parts)))
 
     variables = _variables(layer)
-    values = uncast(_values, variables, layer)
-    if remat and (layer in _assigns_weights or not _may_recompute(layer)):
+    shared = _may_share_values(variables, layer)
+    values = uncast(_values, variables, shared)
+    if remat and not _may_recompute(layer):
         # TensorFlow's variables, if no tensors are made of them, get gradients
         # twice.
         values = list(map(_as_tensor, values))
@@ -122,8 +123,8 @@ def _call_in_order(
             run, loop, start, moving, time, steps, remat, at_hand
         )
     kept = list(zip(values, state[0], strict=True))
-    if remat and any(_is_variable(a) and a is not b for a, b in kept):
-        # It would be computed again with what is assigned to it below.
+    if any(s and a is not b for s, (a, b) in zip(shared, kept, strict=True)):
+        # Gradients would be those of what is assigned to it below.
         _assigns_weights.add(layer)
         raise _UntrackedError([])
     uncast(_assign, variables, kept)
@@ -234,9 +235,23 @@ class _Scope(keras.StatelessScope):
             self.state_mapping[id(variable)] = value
 
     def add_update(self, update):
-        variable, _ = update
+        variable, value = update
         self._note(variable)
-        super().add_update(update)
+        if not self._is_in_one_of_keras():
+            # Assigned outside of a scope, it would have no gradients but those
+            # of the variable.
+            value = ops.stop_gradient(value)
+            if variable.trainable:
+                old = self.get_current_value(variable)
+                value = value + (old - ops.stop_gradient(old))
+        super().add_update((variable, value))
+
+    def _is_in_one_of_keras(self):
+        """Whether variables have their values of a scope without this one."""
+        outer = self.original_scope
+        while isinstance(outer, _Scope):
+            outer = outer.original_scope
+        return outer is not None
 
     def get_current_value(self, variable):
         value = super().get_current_value(variable)
@@ -292,16 +307,23 @@ def _variables(layer):
     return list({id(v): v for v in found if v is not None}.values())
 
 
-def _values(variables, layer):
+def _may_share_values(variables, layer):
+    """Which variables no call is known to assign to: those that are trained."""
+    if layer in _assigns_weights:
+        return [False] * len(variables)
     weights = {
         id(v)
         for inner in layer._flatten_layers()
         for v in inner._trainable_variables
     }
+    return [v.trainable or id(v) in weights for v in variables]
+
+
+def _values(variables, shared):
     # PyTorch changes a variable in place while its old value has gradients.
     return [
-        v.value if v.trainable or id(v) in weights else ops.copy(v.value)
-        for v in variables
+        v.value if is_shared else ops.copy(v.value)
+        for v, is_shared in zip(variables, shared, strict=True)
     ]
 
 

@@ -172,6 +172,8 @@ class TimeDistributed(keras.layers.Wrapper):
         return _align(symbols, {})[0], options
 
     def call(self, inputs, *args, training=None, mask=None, **kwargs):
+        if type(self).call is not TimeDistributed.call:
+            args, training, mask = _as_in_keras(args, training, mask)
         args, kwargs = _put_together(args, kwargs)
         kwargs, options = _tensors_and_options(kwargs)
         if training is not None:
@@ -505,6 +507,16 @@ def _put_together(args, kwargs):
         **kwargs,
         **dict(zip(names, args[split:], strict=True)),
     }
+
+
+def _as_in_keras(args, training, mask):
+    """Takes `training` and `mask` by position, as Keras's own layer has them.
+
+    A subclass may pass them on so. All else by position is a tensor.
+    """
+    if len(args) not in (1, 2) or folding.is_tensor(args[0]):
+        return args, training, mask
+    return (), args[0], args[1] if len(args) == 2 else mask
 
 
 def _tensors_and_options(kwargs):

@@ -7,6 +7,9 @@ from keras import layers
 from keras import ops
 
 from keras_td import TimeDistributed
+from modes import MODES
+from modes import TIME
+from modes import each_kind
 from reference import as_numpy
 from reference import assert_close
 from reference import loop
@@ -80,6 +83,30 @@ def test_a_subclass_may_have_arguments_of_its_own(rng):
     inputs = keras.Input((3, 5))
     model = keras.Model(inputs, td(inputs, scale=2.0))
     assert_close(model(x), td(x) * 2)
+
+
+class InOrder(TimeDistributed):
+    """Passes on by position what Keras's own layer takes by position."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training, mask)
+
+
+@pytest.mark.parametrize("training", [None, False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@each_kind
+def test_a_subclass_may_pass_training_and_mask_by_position(
+    option, masked, training, rng
+):
+    x = normal(rng, 2, TIME, 4, 5)
+    mask = np.arange(4) < rng.integers(1, 5, (2, TIME, 1)) if masked else None
+
+    def outputs_of(cls):
+        keras.utils.set_random_seed(0)
+        td = cls(layers.GRU(3, dropout=0.5), **MODES[option])
+        return td(x, training=training, mask=mask)
+
+    assert_close(outputs_of(InOrder), outputs_of(TimeDistributed))
 
 
 def test_a_subclass_builds_on_a_layer_that_is_built(rng):

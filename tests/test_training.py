@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import layers
 from keras import ops
 from keras import tree
 
@@ -16,6 +17,9 @@ from cases import one_or_all
 from cases import with_leaves
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
+from modes import MODES
+from modes import TIME
+from modes import each_mode
 from reference import as_numpy
 from reference import assert_close
 from reference import normal
@@ -185,3 +189,52 @@ def test_metrics_of_a_wrapped_layer_are_those_of_the_model(rng):
     history = model.fit(x, x[..., :1], verbose=0).history
 
     assert set(history) == {"loss", "largest"}
+
+
+class Centers(keras.Layer):
+    """Assigns to a running mean, and takes it from its inputs at once."""
+
+    def build(self, input_shape):
+        self.mean = self.add_weight(
+            shape=input_shape[-1:], initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs):
+        self.mean.assign((self.mean + ops.mean(inputs, axis=0)) / 2)
+        return inputs - self.mean
+
+
+ASSIGNING = {
+    "SpectralNormalization": lambda: layers.SpectralNormalization(
+        layers.Dense(4)
+    ),
+    "running mean": Centers,
+}
+
+
+@needs("training")
+@pytest.mark.parametrize("make", ASSIGNING.values(), ids=ASSIGNING)
+@each_mode
+def test_what_a_layer_assigns_to_is_trained_as_it_is_bare(option, make, rng):
+    x, y = normal(rng, 4, TIME, 6), normal(rng, 4, TIME, 2)
+
+    def trained(**options):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input(x.shape[1:]),
+                layers.Dense(5),
+                TimeDistributed(make(), **options),
+                layers.Dense(2),
+            ]
+        )
+        before = model.get_weights()
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(x, y, verbose=0)
+        return before, model.get_weights()
+
+    before, after = trained(**MODES[option])
+
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+    if option in ("more than all", "remat"):
+        assert_close(after, trained()[1])
