@@ -6,7 +6,6 @@ those of a dropout without a seed. Their states are the process's own: other
 threads draw from them meanwhile, so they are left as they are.
 """
 
-import collections
 import contextlib
 import functools
 import random
@@ -40,27 +39,24 @@ def kept_apart():
     return threads.replaced(_FUNCTIONS)
 
 
-def from_seeds(layer):
-    """Lets a layer draw from Keras's seeds alone.
+@contextlib.contextmanager
+def from_seeds():
+    """Lets this thread draw from Keras's seeds alone.
 
     Keras has a quicker dropout on PyTorch for a generator that was given no
     seed: it would draw from PyTorch's state.
     """
-    generators = {
-        _Unseeded(generator)
-        for inner in layer._flatten_layers()
-        for generator in inner._seed_generators
-    }
-    unseeded = [
-        g
-        for g in generators
-        if g in threads.replaced.threads or g.generator._initial_seed is None
-    ]
-    return threads.replaced(*unseeded)
+    outer, _thread.seeded = _thread.seeded, True
+    try:
+        with threads.replaced(_INITIAL_SEED):
+            yield
+    finally:
+        _thread.seeded = outer
 
 
 class _Thread(threading.local):
     source: "_Source | None" = None
+    seeded = False
 
 
 _thread = _Thread()
@@ -82,14 +78,30 @@ class _Source:
         return random.Random(self.draws.seed)
 
 
-class _Unseeded(collections.namedtuple("_Unseeded", "generator")):
-    """The seed that a generator was given, which is none."""
+class _InitialSeed:
+    """The seed that a generator was given: of those without one, any will do.
+
+    It takes the place of the attribute in all generators, as Keras knows of
+    some that no layer tracks.
+    """
+
+    name = "_initial_seed"
+
+    def __get__(self, generator, cls):
+        seed = vars(generator)[self.name]
+        return 0 if seed is None and _thread.seeded else seed
+
+    def __set__(self, generator, seed):
+        vars(generator)[self.name] = seed
 
     def replace(self):
-        self.generator._initial_seed = 0
+        setattr(keras.random.SeedGenerator, self.name, self)
 
     def put_back(self):
-        self.generator._initial_seed = None
+        delattr(keras.random.SeedGenerator, self.name)
+
+
+_INITIAL_SEED = _InitialSeed()
 
 
 class _Functions(tuple):

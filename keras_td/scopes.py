@@ -1,6 +1,12 @@
 """What Keras does around a call, and how to leave it."""
 
+import functools
+from typing import Any
+from typing import NamedTuple
+
 import keras
+
+from keras_td import threads
 
 
 class _Uncast(keras.Layer):
@@ -35,3 +41,58 @@ def only_shapes_count():
 def is_recomputed(layer):
     """Whether it was made in a `keras.RematScope`, which has Keras trace it."""
     return bool(getattr(layer, "_remat_mode", None))
+
+
+def uncompiled(layer):
+    """Lets no layer compile a method of its own, as with `tf.function`.
+
+    What is compiled has the values of variables that it was traced with, and
+    would keep those of one scope in the next.
+    """
+    found: list[_Method] = []
+    for inner in layer._flatten_layers():
+        own, of_class = (
+            _compiled(vars(inner)),
+            _compiled_of_class(inner.__class__),
+        )
+        found += [_Method(inner, name, own[name], True) for name in own]
+        methods = [_Method(inner, n, of_class[n], False) for n in of_class]
+        found += [
+            method
+            for method in methods
+            if method in threads.replaced.threads
+            or method.name not in vars(inner)
+        ]
+    return threads.replaced(*found)
+
+
+def _compiled(methods):
+    return {n: m for n, m in methods.items() if hasattr(m, "python_function")}
+
+
+@functools.lru_cache
+def _compiled_of_class(cls):
+    methods: dict = {}
+    for base in reversed(cls.__mro__):
+        methods.update(vars(base))
+    return _compiled(methods)
+
+
+class _Method(NamedTuple):
+    """A compiled method of a layer, its own or that of its class."""
+
+    layer: keras.Layer
+    name: str
+    compiled: Any
+    own: bool
+
+    def replace(self):
+        bound = () if self.own else (self.layer,)
+        function = functools.partial(self.compiled.python_function, *bound)
+        setattr(self.layer, self.name, function)
+
+    def put_back(self):
+        if self.own:
+            setattr(self.layer, self.name, self.compiled)
+        else:
+            delattr(self.layer, self.name)

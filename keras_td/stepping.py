@@ -23,6 +23,7 @@ from keras_td import masking
 from keras_td import randomness
 from keras_td.scopes import is_recomputed
 from keras_td.scopes import uncast
+from keras_td.scopes import uncompiled
 
 # Of a compiled loop, a turn takes time and a call in it compilation.
 CALLS_PER_TURN = 2
@@ -101,7 +102,7 @@ def _call_in_order(
         values = list(map(_as_tensor, values))
     drawing: Callable = contextlib.nullcontext
     if share_randomness:
-        drawing = _drawing_alike(layer, variables, values)
+        drawing = _drawing_alike(variables, values)
     weigh = steps is not None
     call = _stateless(on_lists, layer, variables, drawing, weigh)
     again = _remat if remat else lambda call: call
@@ -203,7 +204,7 @@ def _stateless(fn, layer, variables, drawing, weigh):
             for size in sizes:
                 stop = start + size
                 part = [_after(done, x) for x in _cut(moving, start, stop)]
-                with drawing():
+                with drawing(), uncompiled(layer):
                     parts.append(fn(fixed, part))
                 if scope.untracked:
                     raise _UntrackedError(scope.untracked.values())
@@ -419,7 +420,7 @@ def _dtype(x):
     return keras.backend.standardize_dtype(x.dtype)
 
 
-def _drawing_alike(layer, variables, values):
+def _drawing_alike(variables, values):
     """Lets every call draw the random numbers of the first."""
     draws = randomness.Draws()
     seeds = [
@@ -432,7 +433,7 @@ def _drawing_alike(layer, variables, values):
     def drawing():
         for variable, seed in seeds:
             variable.assign(seed)
-        with draws.from_the_start(), randomness.from_seeds(layer):
+        with draws.from_the_start(), randomness.from_seeds():
             yield
 
     return drawing

@@ -12,6 +12,8 @@ from modes import SEVERAL_CALLS
 from modes import TIME
 from modes import each_option
 from reference import as_numpy
+from reference import assert_close
+from reference import loop
 from reference import normal
 
 
@@ -126,3 +128,61 @@ def test_a_frozen_layer_inside_of_one_that_trains_keeps_its_weights(
         np.testing.assert_array_equal(weights, expected)
     mean = as_numpy(ops.sum(ops.abs(model.layers[1].moving_mean)))
     assert mean > 0
+
+
+def compiled_layer(of_class):
+    """A layer that compiles a method, as public code of TensorFlow does."""
+    import tensorflow
+
+    class Encoder(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.Sequential(
+                [
+                    layers.Dense(4),
+                    layers.BatchNormalization(),
+                    layers.Dropout(0.5),
+                ]
+            )
+            if not of_class:
+                self.encode = tensorflow.function(self.encode)
+
+        def build(self, input_shape):
+            self.inner.build(input_shape)
+
+        def encode(self, inputs, training=False):
+            return self.inner(inputs, training=training)
+
+        def call(self, inputs, training=False):
+            return self.encode(inputs, training=training)
+
+    if of_class:
+        Encoder.encode = tensorflow.function(Encoder.encode)
+    return Encoder()
+
+
+@pytest.mark.parametrize("of_class", [False, True])
+@each_option
+def test_a_layer_may_compile_its_methods(option, of_class, on_tensorflow, rng):
+    import tensorflow
+
+    layer = compiled_layer(of_class)
+    td = TimeDistributed(layer, **SEVERAL_CALLS[option])
+    x = normal(rng, 4, TIME, 3)
+    td(x)
+    layer.inner.layers[0].set_weights([np.ones((3, 4)), np.ones(4)])
+    mean = layer.inner.layers[1].moving_mean
+
+    assert_close(td(x), loop(layer, x))
+    with tensorflow.GradientTape() as tape:
+        first = td(x, training=True)
+    weights = layer.inner.layers[0].trainable_variables
+    gradients = tape.gradient(first, [w.value for w in weights])
+    before = as_numpy(mean)
+    second = td(x, training=True)
+
+    assert all(g is not None for g in gradients)
+    assert (before != 0).all()
+    assert (as_numpy(mean) != before).all()
+    assert ((as_numpy(first) == 0) != (as_numpy(second) == 0)).any()
+    assert hasattr(layer.encode, "python_function")

@@ -46,7 +46,7 @@ class Beside:
         self.thread = threading.Thread(target=self.run, args=(work,))
 
     def run(self, work):
-        while not self.done.is_set():
+        while not self.done.wait(1e-5):
             self.results.append(work())
 
     def __enter__(self):
@@ -74,6 +74,21 @@ def test_a_dropout_without_a_seed_is_shared():
     assert (first != second).any()
     np.testing.assert_allclose((first == 0).mean(), 0.5, atol=0.2)
     assert set(np.unique(first)) == {0, 2}
+
+
+@needs("fresh dropout")
+def test_a_dropout_that_keras_does_not_track_is_shared():
+    drop = layers.Dropout(0.5)
+    td = TimeDistributed(
+        layers.Lambda(lambda x: drop(x, training=True)), **SHARED
+    )
+    x = np.ones((4, 5, 40), "float32")
+
+    first, second = as_numpy(td(x)), as_numpy(td(x))
+
+    assert_same_in_all_steps(first)
+    assert_same_in_all_steps(second)
+    assert (first != second).any()
 
 
 def test_choices_of_python_are_shared_and_made_anew():
