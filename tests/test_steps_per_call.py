@@ -375,9 +375,9 @@ class Memory(keras.Layer):
         self.memory = self.add_weight(shape=(), trainable=False)
 
     def call(self, inputs):
-        seen = ops.mean(inputs) * self.scale
-        self.memory.assign(self.memory / 2 + seen)
-        return ops.zeros_like(inputs) + self.memory
+        known = self.memory / 2 + ops.mean(inputs) * self.scale
+        self.memory.assign(known)
+        return ops.zeros_like(inputs) + known
 
 
 @needs("training")
