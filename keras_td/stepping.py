@@ -11,6 +11,7 @@ import contextvars
 import functools
 import itertools
 import math
+import operator
 import weakref
 from collections.abc import Callable
 
@@ -123,12 +124,15 @@ def _call_in_order(
         outputs, state = _in_known_time(
             run, loop, start, moving, time, steps, remat, at_hand
         )
-    kept = list(zip(values, state[0], strict=True))
-    if any(s and a is not b for s, (a, b) in zip(shared, kept, strict=True)):
+    # What no call changes is the same tensor all along.
+    changed = [a is not b for a, b in zip(values, state[0], strict=True)]
+    if any(map(operator.and_, changed, shared)):
         # Gradients would be those of what is assigned to it below.
         _assigns_weights.add(layer)
         raise _UntrackedError([])
-    uncast(_assign, variables, kept)
+    if any(changed):
+        updates, _ = _split(zip(variables, state[0], strict=True), changed)
+        uncast(_assign, updates)
     return outputs, _means(state[1])
 
 
@@ -199,12 +203,12 @@ def _stateless(fn, layer, variables, drawing, weigh):
     def call(done, fixed, values, moving, sizes):
         parts, start = [], 0
         losses: dict = {}
-        with _Scope(layer, variables, values) as scope:
+        with _Scope(layer, variables, values) as scope, uncompiled(layer):
             before = after = [scope.get_current_value(v) for v in variables]
             for size in sizes:
                 stop = start + size
                 part = [_after(done, x) for x in _cut(moving, start, stop)]
-                with drawing(), uncompiled(layer):
+                with drawing():
                     parts.append(fn(fixed, part))
                 if scope.untracked:
                     raise _UntrackedError(scope.untracked.values())
@@ -328,11 +332,9 @@ def _values(variables, shared):
     ]
 
 
-def _assign(variables, values):
-    for variable, (old, new) in zip(variables, values, strict=True):
-        # What no call changes is the same tensor all along.
-        if new is not old:
-            variable.assign(new)
+def _assign(updates):
+    for variable, value in updates:
+        variable.assign(value)
 
 
 def _pass_on(variable, old, scope):

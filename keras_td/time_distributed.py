@@ -136,7 +136,7 @@ class TimeDistributed(keras.layers.Wrapper):
             layer.trainable = False
 
     def __call__(self, inputs, *args, **kwargs):
-        args, kwargs = _keep_apart(args, kwargs, _parameters(self.call))
+        args, kwargs = _keep_apart(self.call, args, kwargs)
         if self.built:
             return super().__call__(inputs, *args, **kwargs)
         of_layer = type(self).call is TimeDistributed.call
@@ -483,12 +483,16 @@ class TimeDistributed(keras.layers.Wrapper):
 # --- The tensors of a call ----------------------------------------------------
 
 
-def _keep_apart(args, kwargs, parameters):
+def _keep_apart(call, args, kwargs):
     """Keeps tensors by name apart from other values by name.
 
     Keras refuses a catch-all that holds both, so there the tensors travel by
     position, and their names as a value.
     """
+    # To look at a signature takes long.
+    if kwargs.keys() <= {"training", "mask"}:
+        return args, kwargs
+    parameters = _parameters(call)
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return args, kwargs
     rest = {n: kwargs[n] for n in kwargs if n not in parameters}
