@@ -108,6 +108,8 @@ def is_spatial(case):
     return any(len(s) > 1 for s in case.step_shapes)
 
 
+# Keras warns of it before it raises.
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*unbuilt state:UserWarning")
 @each([c for c in CASES if is_spatial(c) and not c.static_batch])
 def test_unknown_inner_axes_stay_as_unknown_as_in_the_layer(case):
     args, kwargs = symbols_of_unknown_inner_axes(case.plain, None)
