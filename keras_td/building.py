@@ -7,8 +7,12 @@ import contextlib
 import inspect
 
 import keras
+from keras import ops
 
 from keras_td import folding
+from keras_td import internals
+from keras_td import layer_kinds
+from keras_td import trees
 
 
 def build(layer, args, kwargs, options):
@@ -32,11 +36,31 @@ def build(layer, args, kwargs, options):
                 layer, *args, **kwargs, **options
             )
     if _inner_layers_are_built(layer):
-        layer.build(folding.shapes(args[0]))
+        layer.build(trees.shapes(args[0]))
+
+
+def build_inner_layers(layer, call, arguments):
+    """Builds the layers inside by a call that changes nothing.
+
+    It is a real one where it can be: what a layer keeps of its `build` is of no
+    use outside of a trace. (A stateful one builds in no scope.)
+    """
+    if all(inner.built for inner in internals.layers_of(layer)):
+        return
+    at_hand = folding.has_values(arguments.first)
+    if at_hand and not layer_kinds.keeps_state(layer):
+        # Layers that change images do so in place, on PyTorch.
+        arguments = arguments.first_steps(1).map(ops.copy)
+        scope = keras.StatelessScope()
+    else:
+        arguments, scope = arguments.to_symbols(), contextlib.nullcontext()
+    # What cannot be called so has to do without.
+    with contextlib.suppress(Exception), scope:
+        call(arguments)
 
 
 def _inner_layers_are_built(layer):
-    inner = layer._flatten_layers(include_self=False, recursive=False)
+    inner = internals.layers_of(layer, include_self=False, recursive=False)
     return all(layer.built for layer in inner)
 
 
@@ -48,7 +72,7 @@ def _shapes_for_build(layer, args, kwargs):
     except TypeError:
         return None
     shapes = {
-        f"{name}_shape": folding.shapes(nest)
+        f"{name}_shape": trees.shapes(nest)
         for name, nest in given.items()
         if signature.parameters[name].kind in _NAMED
     }

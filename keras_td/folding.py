@@ -10,97 +10,8 @@ import itertools
 
 import keras
 from keras import ops
-from keras import tree
 
-
-def is_tensor(x):
-    return hasattr(x, "shape")
-
-
-def flatten(nest):
-    # Most nests are one tensor, and trees are slow on some backends.
-    if nest is None or is_tensor(nest):
-        return [nest]
-    if _is_flat(nest):
-        return list(nest)
-    numbers, leaves = _numbered(nest)
-    return [leaves[number] for number in tree.flatten(numbers)]
-
-
-def flatten_with_path(nest):
-    if _is_flat(nest):
-        return [((i,), x) for i, x in enumerate(nest)]
-    numbers, leaves = _numbered(nest)
-    pairs = tree.flatten_with_path(numbers)
-    return [(path, leaves[number]) for path, number in pairs]
-
-
-def pack(nest, leaves):
-    """Puts other leaves in place of those of `nest`, in the order of `flatten`.
-
-    Dicts keep the order of their keys.
-    """
-    if nest is None or is_tensor(nest):
-        return leaves[0]
-    if _is_flat(nest):
-        return type(nest)(leaves)
-    numbers, _ = _numbered(nest)
-    of_number = dict(zip(tree.flatten(numbers), leaves, strict=True))
-    return tree.map_structure(of_number.get, numbers)
-
-
-def _is_flat(nest):
-    # As most nests are, besides.
-    return type(nest) in (list, tuple) and all(
-        x is None or is_tensor(x) for x in nest
-    )
-
-
-def _numbered(nest):
-    """Puts numbers in place of the leaves of a nest.
-
-    Mapping functions visit leaves in another order on each backend, so no more
-    may depend on it than these numbers. To flatten a nest of tensors itself
-    would keep them on PyTorch, with all that they were computed from, until
-    Python collects its garbage.
-
-    Returns:
-        Tuple of the nest of numbers and the list of leaves.
-    """
-    leaves: list = []
-
-    def number(leaf):
-        leaves.append(leaf)
-        return len(leaves) - 1
-
-    return tree.map_structure(number, nest), leaves
-
-
-def tensors(nest):
-    return list(filter(is_tensor, flatten(nest)))
-
-
-def pack_tensors(nest, tensors):
-    """Puts other tensors in place of those of `nest`."""
-    others = iter(tensors)
-    leaves = [next(others) if is_tensor(x) else x for x in flatten(nest)]
-    return pack(nest, leaves)
-
-
-def map_tensors(fn, nest, *nests):
-    """Maps `fn` over the tensors of `nest`; its other leaves stay."""
-    if is_tensor(nest):
-        return fn(nest, *nests)
-    if nest is None:
-        return None
-    return tree.map_structure(
-        lambda x, *xs: fn(x, *xs) if is_tensor(x) else x, nest, *nests
-    )
-
-
-def shapes(nest):
-    """The shapes of the tensors of a nest."""
-    return map_tensors(lambda x: tuple(x.shape), nest)
+from keras_td import trees
 
 
 def sizes(x):
@@ -241,6 +152,18 @@ def pad_time(x, like, steps):
     # (batch, 1, ...) -> (batch, steps, ...)
     padding = _broadcast_to(first, (sizes(x)[0], steps, *sizes(x)[2:]))
     return ops.concatenate([padding, x], axis=1)
+
+
+def cut(tensors, start, stop):
+    """Some of the steps of a list of tensors `(batch, time, ...)`."""
+    return [x[:, start:stop] for x in tensors]
+
+
+def join(nests):
+    """Puts the steps of nests of tensors `(batch, time, ...)` in a row."""
+    if len(nests) == 1:
+        return nests[0]
+    return trees.map_tensors(lambda *ys: ops.concatenate(ys, axis=1), *nests)
 
 
 def split_turns(x, turns, steps):

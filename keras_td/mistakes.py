@@ -7,6 +7,8 @@ import numbers
 import keras
 
 from keras_td import folding
+from keras_td import internals
+from keras_td import trees
 
 
 def check_layer(layer):
@@ -69,14 +71,21 @@ def check_dense(tensors):
             )
 
 
+def no_training_in_any_time(time):
+    return ValueError(
+        "`steps_per_call` and `share_randomness` cannot train in a program "
+        "that is exported for any number of time steps. Received: a time of "
+        f"{time}. Expected: a number."
+    )
+
+
 @contextlib.contextmanager
-def of_fixed_batch(layer, arguments):
+def of_fixed_batch(layer, x):
     """Tells why a layer fails on other samples than it was made for."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        tensors = [x for n in arguments.values() for x in folding.tensors(n)]
-        samples, fixed = tensors[0].shape[0], _fixed_batch(layer)
+        samples, fixed = x.shape[0], _fixed_batch(layer)
         if fixed is None or not folding.differ(fixed, samples):
             raise
         raise ValueError(
@@ -91,8 +100,8 @@ def of_fixed_batch(layer, arguments):
 
 def _fixed_batch(layer):
     """The batch that a stateful layer keeps to, or `None`."""
-    for inner in layer._flatten_layers():
+    for inner in internals.layers_of(layer):
         if getattr(inner, "stateful", False):
-            for state in folding.tensors(getattr(inner, "states", None)):
+            for state in trees.tensors(getattr(inner, "states", None)):
                 return state.shape[0]
     return None

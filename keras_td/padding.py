@@ -6,6 +6,7 @@ which passes no mask on.
 """
 
 import contextlib
+import dataclasses
 import inspect
 import threading
 from typing import Any
@@ -14,8 +15,8 @@ import keras
 from keras import ops
 
 from keras_td import folding
+from keras_td import internals
 from keras_td import threads
-from keras_td.scopes import is_recomputed
 from keras_td.scopes import only_shapes_count
 from keras_td.scopes import uncast
 
@@ -60,32 +61,27 @@ def _valid_is(valid):
         _known.valid = outer
 
 
-def of_outer_call(like):
-    """Which steps of a call inside of another are valid for the outer one.
-
-    Args:
-        like: Tensor `(batch, time, ...)` of the inner call.
-
-    Returns:
-        Boolean tensor `(batch, time)`, or `None` if nothing is known.
-    """
+def within_outer_call(arguments):
+    """Tells `Arguments` which steps are valid for a call around this one."""
     if _known.valid is None or only_shapes_count():
-        return None
+        return arguments
+    like = arguments.first
     valid = _of_samples(_known.valid, like)
     if valid is None:
-        return None
+        return arguments
     # (batch,) -> (batch, time)
-    return folding.align(valid[:, None], *folding.sizes(like)[:2])
+    outer = folding.align(valid[:, None], *folding.sizes(like)[:2])
+    return dataclasses.replace(arguments, outer=outer)
 
 
 def _normalizations(layer):
     """Those inside that can be told which samples are valid."""
     return [
         inner
-        for inner in layer._flatten_layers()
+        for inner in internals.layers_of(layer)
         if isinstance(inner, keras.layers.BatchNormalization)
         # What Keras computes again by itself is told nothing then.
-        and not is_recomputed(inner)
+        and not internals.is_recomputed(inner)
         # To look at a signature takes long.
         and (
             _knows(inner) or "mask" in inspect.signature(inner.call).parameters

@@ -13,6 +13,7 @@ import threading
 
 import keras
 
+from keras_td import internals
 from keras_td import threads
 
 
@@ -54,6 +55,30 @@ def from_seeds():
         _thread.seeded = outer
 
 
+def shared_seeds(variables, values):
+    """Makes a context in which each call draws the numbers of the first.
+
+    Args:
+        variables: The variables of a layer, among them the states of seeds.
+        values: Their values before the first call.
+    """
+    draws = Draws()
+    seeds = [
+        (variable, value)
+        for variable, value in zip(variables, values, strict=True)
+        if variable.name == "seed_generator_state"
+    ]
+
+    @contextlib.contextmanager
+    def sharing():
+        for variable, seed in seeds:
+            variable.assign(seed)
+        with draws.from_the_start(), from_seeds():
+            yield
+
+    return sharing
+
+
 class _Thread(threading.local):
     source: "_Source | None" = None
     seeded = False
@@ -85,20 +110,18 @@ class _InitialSeed:
     some that no layer tracks.
     """
 
-    name = "_initial_seed"
-
     def __get__(self, generator, cls):
-        seed = vars(generator)[self.name]
+        seed = vars(generator)[internals.INITIAL_SEED]
         return 0 if seed is None and _thread.seeded else seed
 
     def __set__(self, generator, seed):
-        vars(generator)[self.name] = seed
+        vars(generator)[internals.INITIAL_SEED] = seed
 
     def replace(self):
-        setattr(keras.random.SeedGenerator, self.name, self)
+        setattr(keras.random.SeedGenerator, internals.INITIAL_SEED, self)
 
     def put_back(self):
-        delattr(keras.random.SeedGenerator, self.name)
+        delattr(keras.random.SeedGenerator, internals.INITIAL_SEED)
 
 
 _INITIAL_SEED = _InitialSeed()

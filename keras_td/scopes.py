@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import keras
 
+from keras_td import internals
 from keras_td import threads
 
 
@@ -38,11 +39,6 @@ def only_shapes_count():
         return scope.original_scope is not None
 
 
-def is_recomputed(layer):
-    """Whether it was made in a `keras.RematScope`, which has Keras trace it."""
-    return bool(getattr(layer, "_remat_mode", None))
-
-
 def uncompiled(layer):
     """Lets no layer compile a method of its own, as with `tf.function`.
 
@@ -50,7 +46,7 @@ def uncompiled(layer):
     would keep those of one scope in the next.
     """
     found: list[_Method] = []
-    for inner in layer._flatten_layers():
+    for inner in internals.layers_of(layer):
         own, of_class = (
             _compiled(vars(inner)),
             _compiled_of_class(inner.__class__),

@@ -42,7 +42,7 @@ EXPLAINED = {
     "return [nest] if nest is None and is_tensor(nest) "
     "else tree.flatten(nest)": "a tree makes the same list, slower",
     "if len(mask.shape) <= rank:": "spreading to the same rank is none",
-    "if mask is not None or folding.is_tensor(x):": "to set None sets none",
+    "if mask is not None or trees.is_tensor(x):": "to set None sets none",
     "super().__init__(autocast=True)": ATTRIBUTES,
     "self.supports_masking = False": ATTRIBUTES,
     "except AttributeError:": ATTRIBUTES,

@@ -1,0 +1,184 @@
+"""The tensors of a call and their masks, as one value."""
+
+import dataclasses
+import functools
+import numbers
+from typing import Any
+
+import keras
+from keras import tree
+
+from keras_td import folding
+from keras_td import masking
+from keras_td import masks as masks_of
+from keras_td import mistakes
+from keras_td import trees
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What the wrapped layer is called with, at all time steps.
+
+    Args:
+        tensors: Dict of nests of tensors `(batch, time, ...)`, by the names of
+            arguments. `*args` are those by position after the inputs.
+        masks: Dict of nests of the masks that ride on them. `mask` is one that
+            was given by name.
+        time: The number of time steps.
+        outer: Which steps are valid for a call of another wrapper around this
+            one, `(batch, time)`, or `None`.
+    """
+
+    tensors: dict
+    masks: dict
+    time: Any
+    outer: Any = None
+
+    @property
+    def first(self):
+        nests = self.tensors.values()
+        return next(x for nest in nests for x in trees.tensors(nest))
+
+    @property
+    def is_symbolic(self):
+        return is_symbolic(self.tensors)
+
+    @property
+    def nests(self):
+        return [*self.tensors.values(), *self.masks.values(), self.outer]
+
+    def with_nests(self, nests):
+        """Puts other nests in place of `nests`."""
+        count = len(self.tensors)
+        *masks, outer = nests[count:]
+        return dataclasses.replace(
+            self,
+            tensors=dict(zip(self.tensors, nests[:count], strict=True)),
+            masks=dict(zip(self.masks, masks, strict=True)),
+            outer=outer,
+        )
+
+    def map(self, fn):
+        """Maps `fn` over all tensors and masks."""
+        return self.with_nests([trees.map_tensors(fn, n) for n in self.nests])
+
+    def align(self):
+        """Gives all tensors and masks the same batch and time."""
+        batch, time = folding.common_sizes(named_tensors(self.tensors))
+        return self.map(
+            functools.partial(folding.align, batch=batch, time=time)
+        )
+
+    def fold(self):
+        return self.map(folding.fold)
+
+    def first_steps(self, steps):
+        """The arguments of a call on the first steps, or on all of them."""
+        if steps is None:
+            return self
+        if isinstance(self.time, int):
+            steps = min(steps, self.time)
+        return self.map(functools.partial(folding.first_steps, steps=steps))
+
+    def to_symbols(self):
+        return self.map(symbol)
+
+    def args_and_kwargs(self):
+        """The tensors as the arguments of a call."""
+        kwargs = dict(self.tensors)
+        return (kwargs.pop("inputs"), *kwargs.pop("*args", ())), kwargs
+
+    def riding(self):
+        """The masks of all tensors, of which one may have been given."""
+        of_inputs = self.masks.get("mask", self.masks["inputs"])
+        return {**self.masks, "inputs": of_inputs}
+
+    def step_mask(self):
+        """Which steps are no padding, `(batch, time)`, or `None`."""
+        return self.aligned(masking.step_mask(self.riding()["inputs"]))
+
+    def aligned(self, mask):
+        """A mask of all samples and steps, of one of fewer."""
+        if mask is None:
+            return None
+        sizes = folding.common_sizes(named_tensors(self.tensors))
+        aligned = folding.align(mask, *sizes)
+        # A symbolic one would have no place in the graph of its model.
+        lost = aligned is not mask and self.is_symbolic
+        return None if lost else aligned
+
+
+def gather(inputs, args=(), kwargs=None, mask=None):
+    """Gathers and checks the tensors of a call.
+
+    Raises:
+        ValueError: if they are none that are wrapped, or masks do not fit.
+    """
+    tensors = {"inputs": inputs, **(kwargs or {})}
+    if args:
+        tensors["*args"] = args
+    masks = {n: masks_of.get_masks(nest) for n, nest in tensors.items()}
+    if is_symbolic(tensors):
+        # An array next to symbolic tensors has its value at run time only.
+        tensors = {n: trees.map_tensors(symbol, x) for n, x in tensors.items()}
+    named = named_tensors(tensors)
+    mistakes.check_dense(named)
+    _, time = folding.common_sizes(named)
+    if mask is not None:
+        given = masks_of.given(inputs, mask)
+        riding = trees.flatten(masks["inputs"])
+        pairs = zip(trees.flatten(given), riding, strict=True)
+        # Keras passes those that ride.
+        if any(a is not b for a, b in pairs):
+            masks["mask"] = given
+    for name, nest in masks.items():
+        masks_of.check(nest, tensors.get(name, inputs))
+    return Arguments(tensors, masks, time)
+
+
+def is_symbolic(tensors):
+    return any(
+        keras.backend.is_keras_tensor(x)
+        for nest in tensors.values()
+        for x in trees.flatten(nest)
+    )
+
+
+def named_tensors(tensors):
+    """Tensors by the names that a user knows: `value`, `inputs[0]`."""
+    named = {}
+    for name, nest in tensors.items():
+        if trees.is_tensor(nest):
+            named[name] = nest
+            continue
+        for path, x in trees.flatten_with_path(nest):
+            if trees.is_tensor(x):
+                named[name + "".join(f"[{key!r}]" for key in path)] = x
+    return named
+
+
+def symbol(x):
+    """A symbolic tensor like `x`."""
+    if keras.backend.is_keras_tensor(x):
+        return x
+    # NumPy has strings of several dtypes.
+    strings = getattr(x.dtype, "kind", "") in ("U", "S", "O")
+    return keras.KerasTensor(x.shape, "string" if strings else trees.dtype(x))
+
+
+def symbols_of_shapes(shape, dtype):
+    """Symbolic tensors of a nest of shapes."""
+    return tree.map_shape_structure(
+        lambda s: keras.KerasTensor(s, dtype=dtype),
+        tree.map_structure(_as_sizes, shape),
+    )
+
+
+def _as_sizes(x):
+    # Neither TensorFlow's shapes nor NumPy's integers are sizes to Keras. Those
+    # of a program that is exported for tensors of any size are unknown.
+    if isinstance(x, int):
+        return x
+    if hasattr(x, "__len__"):
+        return tuple(x)
+    return int(x) if isinstance(x, numbers.Integral) else None

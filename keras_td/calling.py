@@ -1,0 +1,143 @@
+"""One call of the wrapped layer, on time steps folded into its batch."""
+
+import functools
+
+from keras import ops
+
+from keras_td import folding
+from keras_td import layer_kinds
+from keras_td import masking
+from keras_td import masks as masks_of
+from keras_td import mistakes
+from keras_td import padding
+from keras_td import trees
+from keras_td.arguments import Arguments
+
+
+def call_folded(layer, options, arguments):
+    """Calls a layer once on `Arguments`, with their time in its batch.
+
+    Returns:
+        Tuple of the outputs and of the masks that the layer gives them.
+    """
+    arguments = arguments.align()
+    valid = _valid_steps(layer, arguments)
+    folded = arguments.fold()
+    hides = valid is not None and _hides_padding(layer, folded)
+    seen = masks_seen(layer, folded, folding.fold(valid) if hides else None)
+    options = {**options, **_pass_masks(layer, folded, seen)}
+    args, kwargs = folded.args_and_kwargs()
+    with (
+        padding.left_out(layer, _valid_samples(valid, arguments.outer)),
+        masks_of.passed_on(seen, layer),
+        mistakes.of_fixed_batch(layer, folded.first),
+    ):
+        outputs = layer(*args, **kwargs, **options)
+    output_masks = masking.outgoing(outputs, seen, arguments.masks)
+    results = unfold((outputs, output_masks), arguments)
+    if hides:
+        zeros_but_at = functools.partial(folding.zeros_but_at, valid)
+        results = tuple(trees.map_tensors(zeros_but_at, n) for n in results)
+    return results
+
+
+def unfold(nests, arguments):
+    """Unfolds what a layer gives for folded `Arguments`."""
+    of_time = functools.partial(folding.unfold, like=arguments.first)
+    return tuple(trees.map_tensors(of_time, nest) for nest in nests)
+
+
+def masks_seen(layer, folded, valid=None):
+    """The masks that a layer sees.
+
+    Args:
+        layer: The layer.
+        folded: The folded `Arguments`.
+        valid: Which rows are no padding, or `None`.
+    """
+    inputs = folded.tensors["inputs"]
+    return {
+        name: masking.seen(nest, folded.tensors.get(name, inputs), layer, valid)
+        for name, nest in folded.masks.items()
+    }
+
+
+def _valid_steps(layer, arguments):
+    """The steps that are no padding, `(batch, time)`, if it matters."""
+    if not masks_of.any_of(arguments.masks) or arguments.is_symbolic:
+        return None
+    if not (layer_kinds.reads_masks(layer) or padding.mixes_samples(layer)):
+        return None
+    riding, masks = arguments.riding(), []
+    for name, nest in arguments.tensors.items():
+        found = trees.flatten(riding[name])
+        pairs = zip(trees.flatten(nest), found, strict=True)
+        # A tensor without a mask is valid throughout.
+        if any(trees.is_tensor(x) and mask is None for x, mask in pairs):
+            return None
+        masks += found
+    return arguments.aligned(masking.step_mask(masks))
+
+
+def _hides_padding(layer, folded):
+    """Whether padding is hidden from a layer that would read masks of it."""
+    return (
+        masking.has_inner_axes(folded.masks)
+        and layer_kinds.reads_masks(layer)
+        and not layer_kinds.keeps_state(layer)
+    )
+
+
+def _valid_samples(valid, outer):
+    """Which samples are no padding, in this call and in one around it."""
+    if valid is None or outer is None:
+        valid = outer if valid is None else valid
+    else:
+        valid = ops.logical_and(valid, outer)
+    return None if valid is None else folding.fold(valid)
+
+
+def _pass_masks(layer, folded, seen):
+    """Lets masks ride on arguments; returns those to pass by name."""
+    for name, nest in folded.tensors.items():
+        masks_of.set_masks(nest, seen[name])
+    mask = seen.get("mask", seen["inputs"])
+    if not masks_of.any_mask(mask):
+        return {}
+    if layer_kinds.has_mask_argument(layer):
+        return {"mask": mask}
+    masks_of.set_masks(folded.tensors["inputs"], mask)
+    return {}
+
+
+def masks_leaving(layer, arguments: Arguments, outputs, output_masks):
+    """The masks of the outputs: the layer's where they fit, or of steps.
+
+    Keras writes the masks of symbolic tensors into the graph of a model, and
+    orders layers and weights by their depth in it. So only masks made of
+    incoming ones are there: those that the layer makes would have others be
+    deeper. They ride on the outputs of each run, as those that are made inside
+    of a model do.
+    """
+    symbolic, flat = arguments.is_symbolic, trees.flatten(outputs)
+    if symbolic and layer_kinds.makes_masks_inside(layer):
+        return trees.pack(outputs, [None] * len(flat))
+    masks = arguments.masks.values()
+    incoming = [mask for nest in masks for mask in trees.flatten(nest)]
+    found = trees.flatten(output_masks) + [None] * len(flat)
+    found = found[: len(flat)]
+    missing = any(mask is None for mask in found)
+    of_steps = arguments.step_mask() if missing else None
+
+    def leave(y, mask):
+        if mask is None:
+            return of_steps
+        made = not isinstance(mask, masking.Original)
+        if not made:
+            mask = mask.mask
+            made = not any(mask is m for m in incoming)
+        if symbolic and made:
+            return None
+        return mask if y is None else masking.fit(mask, y.shape)
+
+    return trees.pack(outputs, list(map(leave, flat, found)))

@@ -1,0 +1,93 @@
+"""What Keras has and does not export, each with the reason to look at it."""
+
+import keras
+
+
+def layers_of(layer, include_self=True, recursive=True):
+    """All layers in a layer.
+
+    `Model.layers` is public, and tells of models and of their own layers alone.
+    """
+    return layer._flatten_layers(include_self, recursive)
+
+
+def own_weights(layer):
+    """The weights of a layer itself that train unless it is frozen.
+
+    `trainable_variables` is public, and empty where it is frozen.
+    """
+    return layer._trainable_variables
+
+
+def own_metrics(layer):
+    """The metrics of a layer itself. `metrics` has those of others as well."""
+    return list(layer._metrics)
+
+
+def is_recomputed(layer):
+    """Whether a layer was made in a `keras.RematScope`, for Keras to trace.
+
+    The scope is public, and what it does to a layer is not.
+    """
+    return bool(getattr(layer, "_remat_mode", None))
+
+
+def is_made_in_scope(variable):
+    """Whether a variable was made in a `StatelessScope` that is still open.
+
+    Its `value` is public, and that of the scope or its initializer's.
+    """
+    return variable._value is None
+
+
+def forget_losses(layer, losses):
+    """Lets a layer forget losses that it has added; returns their ids.
+
+    Keras knows them by their id, which another gets when one is gone.
+    """
+    found = layer._loss_ids & set(map(id, losses))
+    layer._loss_ids -= found
+    return found
+
+
+def mask_of(x):
+    """The mask that rides on a tensor, if tensors have attributes.
+
+    Keras has no public way to ask for it outside of the call of a layer.
+    """
+    return getattr(x, "_keras_mask", None)
+
+
+def set_mask(x, mask):
+    """Lets a mask ride on a tensor.
+
+    Raises:
+        AttributeError: if tensors have no attributes.
+    """
+    x._keras_mask = mask
+
+
+def operation_of(x):
+    """The operation that a symbolic tensor comes from, or `None`.
+
+    `keras.Function` is public, and finds the operations of whole models.
+    """
+    history = getattr(x, "_keras_history", None)
+    return getattr(history, "operation", None)
+
+
+# The seed that a `keras.random.SeedGenerator` was given, or `None`. Its config
+# has it too, but on PyTorch Keras's dropout looks here.
+INITIAL_SEED = "_initial_seed"
+
+
+def loop_over_time(cell, sequences, states):
+    """Keras's loop over time, around any cell.
+
+    `keras.ops.scan` is public, and XLA finds no gradients of it on TensorFlow.
+
+    Returns:
+        Tuple of the last output, of all outputs and of the last states.
+    """
+    rnn = keras.layers.RNN(cell, return_sequences=True, name="loop")
+    return rnn.inner_loop(sequences, states, None)

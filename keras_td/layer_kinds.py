@@ -1,0 +1,113 @@
+"""What a layer does with masks, samples and state, as its class tells it."""
+
+import functools
+import inspect
+from typing import Any
+
+import keras
+
+from keras_td import internals
+
+# They line a mask up with the last axes; a ConvLSTM not on each backend.
+_BROADCASTING_MASKS = (
+    keras.layers.Softmax,
+    keras.layers.ConvLSTM1D,
+    keras.layers.ConvLSTM2D,
+    keras.layers.ConvLSTM3D,
+)
+_MAKING_MASKS = (keras.layers.Masking, keras.layers.Lambda)
+# They give masks only to what comes with one.
+_PASSING_MASKS_ON = (
+    keras.Layer.compute_mask,
+    keras.layers.RNN.compute_mask,
+    keras.layers.Bidirectional.compute_mask,
+)
+
+
+def is_from(fn, *packages):
+    """Whether a function is of one of these packages, by their names."""
+    return fn.__module__.split(".")[0] in packages
+
+
+def is_recurrent(layer):
+    return isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
+
+
+def broadcasts_masks(layer):
+    """Whether a layer takes a mask for one of the last axes of its inputs."""
+    if isinstance(layer, keras.layers.Bidirectional):
+        layer = layer.forward_layer
+    return isinstance(layer, _BROADCASTING_MASKS)
+
+
+def keeps_state(layer):
+    """Whether a layer, or one inside, passes a state on to its next call."""
+    inner_layers = internals.layers_of(layer)
+    return any(getattr(inner, "stateful", False) for inner in inner_layers)
+
+
+def reads_masks(layer):
+    """Whether a layer, or one inside, does more with a mask than pass it on."""
+    return bool(_mask_readers(layer))
+
+
+def is_users_own_reader(layer):
+    """Whether only layers of a user's own read masks in a layer."""
+    readers = _mask_readers(layer)
+    return bool(readers) and all(map(_is_users_own, readers))
+
+
+def makes_masks(layer):
+    """Whether a layer may give a mask to what comes without one."""
+    return type(layer).compute_mask not in _PASSING_MASKS_ON
+
+
+def makes_masks_inside(layer):
+    """Whether a layer inside of another may give a mask to what has none."""
+
+    def makes(inner):
+        if isinstance(inner, keras.layers.Embedding):
+            return inner.mask_zero
+        own = not is_from(type(inner).compute_mask, "keras", "keras_td")
+        return isinstance(inner, _MAKING_MASKS) or (makes_masks(inner) and own)
+
+    return any(map(makes, internals.layers_of(layer, include_self=False)))
+
+
+def _is_users_own(layer):
+    if isinstance(layer, keras.layers.Lambda):
+        return True
+    return not is_from(type(layer).call, "keras")
+
+
+def _mask_readers(layer):
+    return list(filter(_reads_masks_itself, internals.layers_of(layer)))
+
+
+def _reads_masks_itself(layer):
+    if isinstance(layer, keras.layers.Lambda):
+        return "mask" in inspect.signature(layer.function).parameters
+    cls: Any = type(layer)
+    return _class_reads_masks(cls)
+
+
+@functools.lru_cache
+def _class_reads_masks(cls):
+    # These hand a mask on, or find it out in another way.
+    models = issubclass(cls, keras.Model) and is_from(cls.call, "keras")
+    if models or issubclass(cls, keras.layers.BatchNormalization):
+        return False
+    if any(base.__name__ == "TimeDistributed" for base in cls.__mro__):
+        return False
+    names = inspect.signature(cls.call).parameters
+    return any(n == "mask" or n.endswith("_mask") for n in names)
+
+
+def has_mask_argument(layer):
+    """Whether the call of a layer takes its mask by name."""
+    return _class_has_mask_argument(layer.__class__)
+
+
+@functools.lru_cache
+def _class_has_mask_argument(cls):
+    return "mask" in inspect.signature(cls.call).parameters

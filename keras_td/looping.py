@@ -1,0 +1,149 @@
+"""Calls in a compiled loop, so that a graph holds few copies of the layer."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+from keras_td import folding
+from keras_td import internals
+from keras_td import remat
+from keras_td import stateless
+from keras_td import trees
+from keras_td.stateless import Carry
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """Calls of a layer, some in each turn of a loop.
+
+    Args:
+        call: The `StatelessCall`.
+        recompute: Makes a function that is computed again in the backward pass
+            of another, or leaves it as it is.
+        fixed: List of tensors that serve all steps.
+        changed: Which variables a call changes.
+    """
+
+    call: Callable
+    recompute: Callable
+    fixed: list
+    changed: list
+
+    def run(self, carry, moving, turns, sizes):
+        """Makes calls on `sizes` steps in each turn.
+
+        Returns:
+            Tuple of the outputs and of the new `Carry`.
+        """
+        sequences, inputs_of = _sequences(moving, turns, sum(sizes))
+        changing, constant = trees.split(carry.values, self.changed)
+        turn = _Turn(self, constant, sorted(carry.losses), inputs_of, sizes)
+        states = turn.states_of(carry, changing, ops.zeros((), "int32"))
+        _, outputs, states = internals.loop_over_time(turn, sequences, states)
+        # (1, turns, batch, steps, ...) -> (batch, time, ...)
+        outputs = map(folding.merge_turns, outputs)
+        outputs = trees.pack_tensors(turn.structure, outputs)
+        return outputs, turn.carry_of(states)
+
+
+class _Turn:
+    """A turn of a loop, as a cell of Keras's.
+
+    The structure of its outputs is known once it is traced.
+    """
+
+    state_size = ()
+
+    def __init__(self, loop, constant, losses, inputs_of, sizes):
+        self.loop = loop
+        self.constant = constant
+        self.losses = losses
+        self.inputs_of = inputs_of
+        self.sizes = sizes
+        self.structure: Any = None
+        self.run = loop.recompute(self._run)
+
+    def __call__(self, inputs, states):
+        return self.call(inputs, states)
+
+    def call(self, inputs, states):
+        index, tokens, changing, sums = states
+        outside = remat.in_loop.set(True)
+        try:
+            token, (outputs, changing, sums) = self.run(
+                *tokens or [None],
+                self.loop.fixed,
+                self.constant,
+                inputs,
+                index,
+                changing,
+                sums,
+            )
+        finally:
+            remat.in_loop.reset(outside)
+        # Keras's loop on PyTorch fixes the size of the first axis of outputs.
+        outputs = tuple(y[None] for y in outputs)
+        return outputs, [index + 1, _as_list(token), changing, sums]
+
+    def _run(self, token, fixed, constant, inputs, index, changing, sums):
+        values = trees.merge(changing, constant, self.loop.changed)
+        carry = Carry(values, dict(zip(self.losses, sums, strict=True)), token)
+        moving = self.inputs_of(inputs, index)
+        outputs, carry = stateless.run(
+            self.loop.call, fixed, carry, moving, [self.sizes]
+        )
+        self.structure = trees.dtypes(outputs)
+        if sorted(carry.losses) != self.losses:
+            raise ValueError(
+                "In a compiled function, a layer that is called on some steps "
+                "at a time (`steps_per_call`, `share_randomness`) must add the "
+                "same losses in each call. Received: one in a later call that "
+                "the first has not."
+            )
+        changing, _ = trees.split(carry.values, self.loop.changed)
+        sums = [carry.losses[key] for key in self.losses]
+        return carry.token, (tuple(trees.tensors(outputs)), changing, sums)
+
+    def states_of(self, carry, changing, index):
+        sums = [carry.losses[key] for key in self.losses]
+        return [index, _as_list(carry.token), changing, sums]
+
+    def carry_of(self, states):
+        _, tokens, changing, sums = states
+        values = trees.merge(changing, self.constant, self.loop.changed)
+        [token] = tokens or [None]
+        return Carry(values, dict(zip(self.losses, sums, strict=True)), token)
+
+
+def _as_list(token):
+    return [] if token is None else [token]
+
+
+def _sequences(tensors, turns, steps):
+    """What the loop reads of tensors `(batch, time, ...)`.
+
+    Returns:
+        Tuple of the tensor `(1, turns, features)` that the loop goes through,
+        and of the function that gives the tensors of a turn.
+    """
+    stacked = [folding.split_turns(x, turns, steps) for x in tensors]
+    floats = [trees.is_a(x, "float") for x in tensors]
+    read, indexed = trees.split(stacked, floats)
+    specs = [(folding.sizes(x)[1:], x.dtype) for x in read]
+    read = [ops.reshape(x, (1, turns, -1)) for x in read]
+    sequences = ops.concatenate(read or [ops.zeros((1, turns, 1))], axis=-1)
+
+    def inputs_of(inputs, index):
+        read, start = [], 0
+        for shape, dtype in specs:
+            end = start + math.prod(shape)
+            x = ops.cast(inputs[0, start:end], dtype)
+            read.append(ops.reshape(x, shape))
+            start = end
+        at_index = [ops.take(x, index, axis=0) for x in indexed]
+        return trees.merge(read, at_index, floats)
+
+    return sequences, inputs_of

@@ -1,0 +1,164 @@
+"""A call that is computed again in the backward pass, as by `keras.remat`."""
+
+import contextlib
+import contextvars
+import functools
+
+import keras
+from keras import ops
+
+from keras_td import internals
+from keras_td import layer_kinds
+from keras_td import randomness
+from keras_td import trees
+
+# Whether a turn of a loop is traced.
+in_loop: contextvars.ContextVar = contextvars.ContextVar(
+    "in_loop", default=False
+)
+
+
+def values_for(layer, values):
+    """The values of a layer's variables, as a recomputed call takes them."""
+    if _may_recompute(layer):
+        return values
+    # TensorFlow's variables, if no tensors are made of them, get gradients
+    # twice.
+    return list(map(_as_tensor, values))
+
+
+def _may_recompute(layer):
+    """Whether a layer inside may use `keras.remat` by itself."""
+    return any(
+        internals.is_recomputed(inner)
+        or not layer_kinds.is_from(type(inner).call, "keras", "keras_td")
+        for inner in internals.layers_of(layer)
+    )
+
+
+def recompute(call):
+    """`keras.remat` for a `StatelessCall`, or another function of any nests.
+
+    Only floats go in and come out of what Keras computes again: for all else
+    that does, TensorFlow asks for gradients that are not there.
+    """
+
+    def call_recomputed(token, fixed, values, *nests):
+        recomputed = _Recomputed(call, [fixed, values, *nests])
+        token, *found = keras.remat(recomputed.on_floats)(
+            token, *recomputed.floats
+        )
+        return token, recomputed.results(found)
+
+    return call_recomputed
+
+
+class _Recomputed:
+    """A call of nests as a function of the floats in them.
+
+    Keras traces it where it likes, so the structure of the results stays here.
+    """
+
+    def __init__(self, call, nests):
+        self.call = call
+        self.nests = nests
+        flat = trees.flatten(nests)
+        if in_loop.get():
+            # There, TensorFlow finds no gradients of variables. Elsewhere it
+            # does, and finds no others for a layer inside that is computed
+            # again by itself.
+            flat = list(map(_as_tensor, flat))
+        self.are_floats = [
+            _has_gradients(x) and not _is_variable(x) for x in flat
+        ]
+        self.floats, self.others = trees.split(flat, self.are_floats)
+        self.draws = randomness.Draws()
+        self.structure = None
+
+    def on_floats(self, token, *floats):
+        flat = trees.merge(floats, self.others, self.are_floats)
+        fixed, values, *nests = trees.pack(self.nests, flat)
+        again = self.structure is not None
+        with self.draws.from_the_start(), _passing_errors(again):
+            token, results = self.call(
+                token, fixed, _order_gradients(token, values), *nests
+            )
+        # Tensors here would be kept by the function that makes them.
+        self.structure = trees.dtypes(results)
+        return [token, *map(_to_floats, trees.tensors(results))]
+
+    def results(self, floats):
+        pairs = zip(floats, trees.tensors(self.structure), strict=True)
+        return trees.pack_tensors(
+            self.structure, [_from_floats(x, like) for x, like in pairs]
+        )
+
+
+def _order_gradients(token, values):
+    """Lets the gradient of a token wait for those of the variables.
+
+    TensorFlow computes a call again once the gradient of its first result is
+    there. So the backward pass goes call by call too.
+    """
+    return [
+        v + ops.cast(token, v.dtype)
+        if _has_gradients(v) and not _is_variable(v)
+        else v
+        for v in values
+    ]
+
+
+@contextlib.contextmanager
+def _passing_errors(again):
+    """Lets an error pass as it is where a call is computed again.
+
+    PyTorch ends a recomputation with an exception. Keras would make another of
+    it, which keeps all tensors of the call until Python collects its garbage.
+    """
+    filtered = again and keras.config.is_traceback_filtering_enabled()
+    if filtered:
+        keras.config.disable_traceback_filtering()
+    try:
+        yield
+    finally:
+        if filtered:
+            keras.config.enable_traceback_filtering()
+
+
+def _to_floats(x):
+    """Makes floats of a tensor, 16 bits of an integer in each."""
+    if not trees.is_a(x, "int", "bool"):
+        return x
+    digits, x = [], x if _bytes(x.dtype) > 2 else ops.cast(x, "int32")
+    for _ in range(max(_bytes(x.dtype) // 2, 1) - 1):
+        digits.append(x % 2**16)
+        x = x // 2**16
+    return ops.stack([ops.cast(d, "float32") for d in (*digits, x)])
+
+
+def _from_floats(x, like):
+    if not trees.is_a(like, "int", "bool"):
+        return x
+    dtype = trees.dtype(like)
+    whole = dtype if _bytes(dtype) > 2 else "int32"
+    digits = [ops.cast(d, whole) for d in ops.unstack(x)]
+    number = functools.reduce(lambda a, b: a * 2**16 + b, digits[::-1])
+    return ops.cast(number, dtype)
+
+
+def _bytes(dtype):
+    dtype = keras.backend.standardize_dtype(dtype)
+    return 1 if dtype == "bool" else int(dtype.lstrip("uint")) // 8
+
+
+def _is_variable(x):
+    """Whether `x` is a variable of TensorFlow, and not a slice of one."""
+    return hasattr(x, "assign_add")
+
+
+def _as_tensor(x):
+    return ops.reshape(x, x.shape) if _is_variable(x) else x
+
+
+def _has_gradients(x):
+    return trees.is_a(x, "float", "complex")

@@ -1,0 +1,74 @@
+"""Tensors and other values among the arguments of a call."""
+
+import inspect
+
+from keras_td import trees
+
+_NAMES = "_names_of_last_args"
+
+
+def keep_apart(call, args, kwargs):
+    """Keeps tensors by name apart from other values by name.
+
+    Keras refuses a catch-all that holds both, so there the tensors travel by
+    position, and their names as a value.
+    """
+    # To look at a signature takes long.
+    if kwargs.keys() <= {"training", "mask"}:
+        return args, kwargs
+    parameters = inspect.signature(call).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return args, kwargs
+    rest = {n: kwargs[n] for n in kwargs if n not in parameters}
+    names = [n for n in rest if is_tensor_argument(n, rest[n])]
+    if len(names) in (0, len(rest)):
+        return args, kwargs
+    tensors = [kwargs.pop(name) for name in names]
+    return (*args, *tensors), {**kwargs, _NAMES: names}
+
+
+def put_together(args, kwargs):
+    """Undoes `keep_apart`.
+
+    Returns:
+        Tuple of the tensors by position, of those by name, and of the options,
+        which are all other values.
+    """
+    options = dict(kwargs)
+    names = options.pop(_NAMES, ())
+    split = len(args) - len(names)
+    tensors = {
+        name: options.pop(name)
+        for name in list(options)
+        if is_tensor_argument(name, options[name])
+    }
+    named = dict(zip(names, args[split:], strict=True))
+    return args[:split], {**tensors, **named}, options
+
+
+def as_in_keras(args, training, mask):
+    """Takes `training` and `mask` by position, as Keras's own layer has them.
+
+    A subclass may pass them on so. All else by position is a tensor.
+    """
+    if len(args) not in (1, 2) or trees.is_tensor(args[0]):
+        return args, training, mask
+    return (), args[0], args[1] if len(args) == 2 else mask
+
+
+def is_tensor_argument(name, value):
+    """Whether an argument is a nest of tensors.
+
+    Raises:
+        ValueError: if it holds other values too.
+    """
+    are_tensors = [
+        trees.is_tensor(x) for x in trees.flatten(value) if x is not None
+    ]
+    if any(are_tensors) and not all(are_tensors):
+        raise ValueError(
+            f"The argument `{name}` of the `TimeDistributed` layer mixes "
+            "tensors and other values. Pass them as separate arguments. "
+            f"Received: {value}"
+        )
+    return any(are_tensors)

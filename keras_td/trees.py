@@ -1,0 +1,124 @@
+"""Nests of tensors: lists, tuples and dicts of them, flattened and packed.
+
+What is no tensor in a nest, such as `None`, stays as it is.
+"""
+
+import keras
+from keras import tree
+
+
+def is_tensor(x):
+    return hasattr(x, "shape")
+
+
+def flatten(nest):
+    # Most nests are one tensor, and trees are slow on some backends.
+    if nest is None or is_tensor(nest):
+        return [nest]
+    if _is_flat(nest):
+        return list(nest)
+    numbers, leaves = _numbered(nest)
+    return [leaves[number] for number in tree.flatten(numbers)]
+
+
+def flatten_with_path(nest):
+    if _is_flat(nest):
+        return [((i,), x) for i, x in enumerate(nest)]
+    numbers, leaves = _numbered(nest)
+    pairs = tree.flatten_with_path(numbers)
+    return [(path, leaves[number]) for path, number in pairs]
+
+
+def pack(nest, leaves):
+    """Puts other leaves in place of those of `nest`, in the order of `flatten`.
+
+    Dicts keep the order of their keys.
+    """
+    if nest is None or is_tensor(nest):
+        return leaves[0]
+    if _is_flat(nest):
+        return type(nest)(leaves)
+    numbers, _ = _numbered(nest)
+    of_number = dict(zip(tree.flatten(numbers), leaves, strict=True))
+    return tree.map_structure(of_number.get, numbers)
+
+
+def _is_flat(nest):
+    # As most nests are, besides.
+    return type(nest) in (list, tuple) and all(
+        x is None or is_tensor(x) for x in nest
+    )
+
+
+def _numbered(nest):
+    """Puts numbers in place of the leaves of a nest.
+
+    Mapping functions visit leaves in another order on each backend, so no more
+    may depend on it than these numbers. To flatten a nest of tensors itself
+    would keep them on PyTorch, with all that they were computed from, until
+    Python collects its garbage.
+
+    Returns:
+        Tuple of the nest of numbers and the list of leaves.
+    """
+    leaves: list = []
+
+    def number(leaf):
+        leaves.append(leaf)
+        return len(leaves) - 1
+
+    return tree.map_structure(number, nest), leaves
+
+
+def tensors(nest):
+    return list(filter(is_tensor, flatten(nest)))
+
+
+def pack_tensors(nest, tensors):
+    """Puts other tensors in place of those of `nest`."""
+    others = iter(tensors)
+    leaves = [next(others) if is_tensor(x) else x for x in flatten(nest)]
+    return pack(nest, leaves)
+
+
+def map_tensors(fn, nest, *nests):
+    """Maps `fn` over the tensors of `nest`; its other leaves stay."""
+    if is_tensor(nest):
+        return fn(nest, *nests)
+    if nest is None:
+        return None
+    return tree.map_structure(
+        lambda x, *xs: fn(x, *xs) if is_tensor(x) else x, nest, *nests
+    )
+
+
+def shapes(nest):
+    """The shapes of the tensors of a nest."""
+    return map_tensors(lambda x: tuple(x.shape), nest)
+
+
+def dtype(x):
+    return keras.backend.standardize_dtype(x.dtype)
+
+
+def is_a(x, *kinds):
+    """Whether the name of a tensor's dtype has one of `kinds` in it."""
+    known = getattr(x, "dtype", None) is not None
+    return known and any(kind in dtype(x) for kind in kinds)
+
+
+def dtypes(nest):
+    """The structure of a nest, with the dtypes of its tensors alone."""
+    return map_tensors(lambda x: keras.KerasTensor((), dtype(x)), nest)
+
+
+def split(items, flags):
+    """Parts a list in two: what has a flag, and what has not."""
+    pairs = list(zip(items, flags, strict=True))
+    return [x for x, f in pairs if f], [x for x, f in pairs if not f]
+
+
+def merge(chosen, others, flags):
+    """Undoes `split`."""
+    chosen, others = iter(chosen), iter(others)
+    return [next(chosen if f else others) for f in flags]
