@@ -23,7 +23,7 @@ from keras_td.scopes import only_shapes_count
 
 
 @keras.saving.register_keras_serializable(package="keras_td")
-class TimeDistributed(keras.layers.Wrapper):
+class TimeDistributed(keras.layers.TimeDistributed):
     """Applies a layer to every time step of its inputs.
 
     The time axis is folded into the batch axis, `(batch, time, ...)` to

@@ -16,6 +16,16 @@ from reference import loop
 from reference import normal
 
 
+def test_code_that_looks_for_the_layer_of_keras_finds_it():
+    td = TimeDistributed(layers.Dense(4))
+
+    assert isinstance(td, layers.TimeDistributed)
+    # It is saved as what it is.
+    saved = keras.saving.serialize_keras_object(td)
+    assert saved["registered_name"] == "keras_td>TimeDistributed"
+    assert type(keras.saving.deserialize_keras_object(saved)) is type(td)
+
+
 class StepByStep(TimeDistributed):
     """Calls the layer as public code does."""
 
