@@ -101,7 +101,7 @@ def _order_gradients(token, values):
     there. So the backward pass goes call by call too.
     """
     return [
-        v + ops.cast(token, v.dtype)
+        ops.convert_to_tensor(v + ops.cast(token, v.dtype))
         if _has_gradients(v) and not _is_variable(v)
         else v
         for v in values
