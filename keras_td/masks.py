@@ -9,6 +9,7 @@ import contextlib
 import re
 import threading
 import warnings
+from typing import Any
 
 import keras
 from keras import tree
@@ -97,10 +98,16 @@ class _Silence:
     @contextlib.contextmanager
     def about(self, layer):
         name = re.escape(f"Layer '{layer.name}' ")
+        message = re.compile(f"{name}.* input with a mask")
+        added = ("ignore", message, UserWarning, None, 0)
         with self.lock:
-            warnings.filterwarnings("ignore", f"{name}.* input with a mask")
-            [added] = warnings.filters[:1]
-            self.changed[name].append(warnings.filters)
+            # `warnings.filterwarnings` would have Python forget of what it has
+            # warned once.
+            filters: Any = warnings.filters
+            if added in filters:
+                filters.remove(added)
+            filters.insert(0, added)
+            self.changed[name].append(filters)
             self.threads[name] += 1
         try:
             yield

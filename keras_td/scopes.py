@@ -63,7 +63,9 @@ def uncompiled(layer):
 
 
 def _compiled(methods):
-    return {n: m for n, m in methods.items() if hasattr(m, "python_function")}
+    return {
+        n: m for n, m in methods.items() if hasattr(type(m), "python_function")
+    }
 
 
 @functools.lru_cache

@@ -128,6 +128,7 @@ def _shared_seeds(used, values, options):
 
 def _known(x, time):
     """Repeats a step where it is not known before the run that there is one."""
+    x = ops.convert_to_tensor(x)
     if isinstance(x.shape[1], int) or not isinstance(time, int):
         return x
     return folding.align(x, folding.sizes(x)[0], time)

@@ -1,5 +1,6 @@
 """The `TimeDistributed` layer."""
 
+import contextlib
 import copy
 import functools
 
@@ -132,31 +133,43 @@ class TimeDistributed(keras.layers.TimeDistributed):
         self.remat = remat
         self.share_randomness = share_randomness
         self._first_call = None
-        self._inner_layers_are_built = False
+        # Layers inside may be called first where the layer trains.
+        self._built_for: frozenset = frozenset()
         if not self.trainable:
             layer.trainable = False
 
     def __call__(self, inputs, *args, **kwargs):
         args, kwargs = signatures.keep_apart(self.call, args, kwargs)
-        if self.built:
+        if building.is_built(self.layer):
             return super().__call__(inputs, *args, **kwargs)
+        # A call that failed, or `build`, may have built this without that.
+        if type(self).build is TimeDistributed.build:
+            self.built = False
+        with self._builds_for(inputs, *args, **kwargs):
+            return super().__call__(inputs, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _builds_for(self, inputs, *args, **kwargs):
+        """Lets `build` know of a call."""
         first_call = functools.partial(self._gather, inputs)
         if type(self).call is TimeDistributed.call:
             first_call = functools.partial(first_call, *args, **kwargs)
         self._first_call = first_call
         try:
-            return super().__call__(inputs, *args, **kwargs)
+            yield
         finally:
             self._first_call = None
 
     def build(self, input_shape):
-        if self.layer.built:
+        if building.is_built(self.layer):
             return
         if self._first_call:
             arguments, options = self._first_call()
-        else:
+        elif building.takes_inputs_alone(self.layer):
             inputs = symbols_of_shapes(input_shape, self.compute_dtype)
             arguments, options = self._gather(inputs)
+        else:
+            return
         options.pop("training", None)
         symbols = arguments.to_symbols().first_steps(self._steps_of_a_call)
         args, kwargs = symbols.align().fold().args_and_kwargs()
@@ -206,11 +219,10 @@ class TimeDistributed(keras.layers.TimeDistributed):
                 return call(arguments)
             if steps:
                 raise mistakes.no_training_in_any_time(arguments.time)
-        if not self._inner_layers_are_built:
-            self._inner_layers_are_built = True
-            building.build_inner_layers(
-                self.layer, call, arguments.first_steps(steps)
-            )
+        if training not in self._built_for:
+            first = arguments.first_steps(steps)
+            if building.build_inner_layers(self.layer, call, first):
+                self._built_for |= {training}
         results, losses = stepping.call_in_order(
             call,
             self.layer,

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_td import internals
+from keras_td import trees
 from keras_td.scopes import uncast
 
 # Of each layer, the variables that it was found to use.
@@ -86,6 +87,14 @@ def _assign(updates):
         variable.assign(value)
 
 
+def _gradients_of(x, value):
+    """Gives `value` the gradients of `x`."""
+    if not trees.is_a(x, "float"):
+        return value
+    zero = x - ops.stop_gradient(x)
+    return value + ops.where(ops.isfinite(x), zero, 0)
+
+
 class Scope(keras.StatelessScope):
     """A scope of the values of a layer's variables.
 
@@ -108,8 +117,7 @@ class Scope(keras.StatelessScope):
             # of the variable.
             value = ops.stop_gradient(value)
             if variable.trainable:
-                old = self.get_current_value(variable)
-                value = value + (old - ops.stop_gradient(old))
+                value = _gradients_of(self.get_current_value(variable), value)
         super().add_update((variable, value))
 
     def get_current_value(self, variable):

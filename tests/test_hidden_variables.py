@@ -1,5 +1,7 @@
 """What the layer uses and Keras does not know of changes as it should."""
 
+import unittest.mock
+
 import keras
 import numpy as np
 import pytest
@@ -128,6 +130,42 @@ def test_a_frozen_layer_inside_of_one_that_trains_keeps_its_weights(
         np.testing.assert_array_equal(weights, expected)
     mean = as_numpy(ops.sum(ops.abs(model.layers[1].moving_mean)))
     assert mean > 0
+
+
+def test_an_object_that_has_any_attribute_is_left_alone():
+    class Logs(keras.Layer):
+        def __init__(self, logger):
+            super().__init__()
+            self.logger = logger
+
+        def call(self, inputs):
+            self.logger.info("called")
+            return inputs
+
+    logger = unittest.mock.MagicMock()
+
+    TimeDistributed(Logs(logger), steps_per_call=1)(np.ones((2, 3, 4)))
+
+    logger.info.assert_called_with("called")
+
+
+@each_option
+def test_an_infinite_variable_is_assigned_to(option):
+    class Best(keras.Layer):
+        def build(self, input_shape):
+            infinite = keras.initializers.Constant(-np.inf)
+            self.best = self.add_weight(shape=(1,), initializer=infinite)
+
+        def call(self, inputs):
+            self.best.assign(ops.maximum(self.best, ops.max(inputs)))
+            return inputs - self.best
+
+    td = TimeDistributed(Best(), **SEVERAL_CALLS[option])
+
+    outputs = td(np.ones((2, TIME, 3), "float32"))
+
+    np.testing.assert_array_equal(as_numpy(outputs), 0)
+    np.testing.assert_array_equal(as_numpy(td.layer.best), 1)
 
 
 def compiled_layer(of_class):

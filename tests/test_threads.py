@@ -184,6 +184,22 @@ def test_threads_may_share_a_layer():
     assert dropout.seed_generator.get_config()["seed"] is None
 
 
+def test_python_remembers_of_what_it_has_warned():
+    warn = "import warnings\ndef warn(): warnings.warn('once')"
+    module: dict = {"__name__": "module"}
+    exec(warn, module)
+    td = TimeDistributed(layers.Flatten())
+    x, mask = np.ones((2, 3, 4, 5), "float32"), np.ones((2, 3, 4), bool)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            td(x, mask=mask)
+            module["warn"]()
+
+    assert [str(w.message) for w in caught].count("once") == 1
+
+
 def test_threads_leave_the_filters_of_warnings():
     encoder = keras.Sequential([layers.Dense(4), layers.LSTM(3)])
     td = TimeDistributed(encoder)
