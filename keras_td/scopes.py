@@ -47,10 +47,8 @@ def uncompiled(layer):
     """
     found: list[_Method] = []
     for inner in internals.layers_of(layer):
-        own, of_class = (
-            _compiled(vars(inner)),
-            _compiled_of_class(inner.__class__),
-        )
+        own = _compiled(vars(inner))
+        of_class = _compiled_of_class(inner.__class__)
         found += [_Method(inner, name, own[name], True) for name in own]
         methods = [_Method(inner, n, of_class[n], False) for n in of_class]
         found += [

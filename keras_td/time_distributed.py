@@ -265,10 +265,10 @@ class TimeDistributed(keras.layers.TimeDistributed):
         arguments = gather(inputs, mask=mask)
         aligned, output_masks = arguments.align(), None
         if layer.supports_masking:
-            seen = calling.masks_seen(layer, aligned.fold())
+            folded = aligned.fold()
+            seen = calling.masks_seen(layer, folded)
             output_masks = layer.compute_mask(
-                aligned.fold().tensors["inputs"],
-                seen.get("mask", seen["inputs"]),
+                folded.tensors["inputs"], seen.get("mask", seen["inputs"])
             )
             output_masks = masking.restore(output_masks, seen, aligned.masks)
         [output_masks] = calling.unfold([output_masks], aligned)

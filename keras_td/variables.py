@@ -69,6 +69,8 @@ def assign(variables, layer, old, new):
     """
     # What no call changes is the same tensor all along.
     changed = [a is not b for a, b in zip(old, new, strict=True)]
+    if not any(changed):
+        return
     are_weights = _are_weights(variables, layer)
     if any(a and b for a, b in zip(changed, are_weights, strict=True)):
         _assign_weights.add(layer)
@@ -78,8 +80,7 @@ def assign(variables, layer, old, new):
         for variable, value, is_new in zip(variables, new, changed, strict=True)
         if is_new
     ]
-    if updates:
-        uncast(_assign, updates)
+    uncast(_assign, updates)
 
 
 def _assign(updates):
