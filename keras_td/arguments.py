@@ -12,6 +12,7 @@ from keras_td import folding
 from keras_td import masking
 from keras_td import masks as masks_of
 from keras_td import mistakes
+from keras_td import signatures
 from keras_td import trees
 
 
@@ -108,6 +109,18 @@ class Arguments:
         return None if lost else aligned
 
 
+def gather_call(inputs, args=(), kwargs=None, training=None, mask=None):
+    """Gathers the tensors of a call, and its other arguments.
+
+    Returns:
+        Tuple of the `Arguments`, and of a dict of the others.
+    """
+    args, kwargs, others = signatures.put_together(args, kwargs or {})
+    if training is not None:
+        others["training"] = training
+    return gather(inputs, args, kwargs, mask), others
+
+
 def gather(inputs, args=(), kwargs=None, mask=None):
     """Gathers and checks the tensors of a call.
 
@@ -166,7 +179,7 @@ def symbol(x):
     return keras.KerasTensor(x.shape, "string" if strings else trees.dtype(x))
 
 
-def symbols_of_shapes(shape, dtype):
+def symbols_of_shapes(shape, dtype=None):
     """Symbolic tensors of a nest of shapes."""
     return tree.map_shape_structure(
         lambda s: keras.KerasTensor(s, dtype=dtype),

@@ -4,7 +4,10 @@ A model that is built in a call keeps the `training` of that call.
 """
 
 import contextlib
+import contextvars
+import functools
 import inspect
+import weakref
 
 import keras
 from keras import ops
@@ -13,6 +16,47 @@ from keras_td import folding
 from keras_td import internals
 from keras_td import layer_kinds
 from keras_td import trees
+from keras_td.arguments import gather_call
+
+# The arguments that Keras passes to layers.
+_OF_ALL_CALLS = {"training", "mask"}
+# Of each layer, the values of `training` that all in it are built for.
+_built_for: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+# The calls around, by the ids of the wrappers that they are of.
+_calls: contextvars.ContextVar = contextvars.ContextVar("calls")
+
+
+@contextlib.contextmanager
+def for_call(wrapper, inputs, args, kwargs):
+    """Lets `build` of a wrapper of ours know of the call that it is for."""
+    if is_built(wrapper.layer):
+        yield
+        return
+    # A call that failed, or `build`, may have built the wrapper without that.
+    if not wrapper._overrides("build"):
+        wrapper.built = False
+    if wrapper._overrides("call"):
+        # It may call the layer with others.
+        args, kwargs = (), {}
+    call = functools.partial(
+        gather_call,
+        inputs,
+        args,
+        {name: kwargs[name] for name in kwargs if name not in _OF_ALL_CALLS},
+        mask=kwargs.get("mask"),
+    )
+    outside = _calls.set({**_calls.get({}), id(wrapper): call})
+    try:
+        yield
+    finally:
+        _calls.reset(outside)
+
+
+def call_of(wrapper):
+    """Gathers the arguments of the call around, or is `None`."""
+    return _calls.get({}).get(id(wrapper))
 
 
 def is_built(layer):
@@ -25,28 +69,33 @@ def is_built(layer):
 
 def _wraps(layer):
     """Whether a layer is a wrapper of ours."""
-    return hasattr(layer, "_builds_for")
+    is_wrapper = isinstance(layer, keras.layers.TimeDistributed)
+    return is_wrapper and hasattr(layer, "share_randomness")
 
 
-def build(layer, args, kwargs, options):
+def build(layer, arguments, others):
     """Builds a layer for a call, as far as can be told before it.
 
     Args:
         layer: The layer, which is not built.
-        args: Nests of symbolic tensors, by position.
-        kwargs: Nests of symbolic tensors, by name.
-        options: The other arguments of the call.
+        arguments: The `Arguments` of the call.
+        others: Its other arguments. `training` is left out, as a model that is
+            built in training would stay in it.
     """
     if not layer_kinds.is_from(type(layer).__call__, "keras", "keras_td"):
         # It may be called with others.
         return
+    others = {name: others[name] for name in others if name != "training"}
+    folded = arguments.to_symbols().align().fold()
+    args, kwargs = folded.args_and_kwargs()
     if type(layer).build is not keras.Layer.build:
         shapes = _shapes_for_build(layer, args, kwargs)
         if shapes is None:
             return
         knowing = contextlib.nullcontext()
         if _wraps(layer):
-            knowing = layer._builds_for(*args, **kwargs, **options)
+            inputs, *args = args
+            knowing = for_call(layer, inputs, args, {**kwargs, **others})
         with knowing:
             layer.build(**shapes)
         return
@@ -54,7 +103,7 @@ def build(layer, args, kwargs, options):
         # What cannot be traced is built by its call.
         with contextlib.suppress(Exception), keras.name_scope(layer.name):
             keras.Operation.compute_output_spec(
-                layer, *args, **kwargs, **options
+                layer, *args, **kwargs, **others
             )
     if _inner_layers_are_built(layer):
         layer.build(trees.shapes(args[0]))
@@ -70,20 +119,22 @@ def takes_inputs_alone(layer):
     if type(layer).build is not keras.Layer.build:
         return True
     parameters = inspect.signature(layer.call).parameters
-    return len(parameters.keys() - {"training", "mask"}) == 1
+    return len(parameters.keys() - _OF_ALL_CALLS) == 1
 
 
-def build_inner_layers(layer, call, arguments):
+def build_inner_layers(layer, call, arguments, training):
     """Builds the layers inside by a call that changes nothing.
 
     It is a real one where it can be: what a layer keeps of its `build` is of no
-    use outside of a trace. (A stateful one builds in no scope.)
-
-    Returns:
-        Whether the call was made.
+    use outside of a trace. (A stateful one builds in no scope.) Layers inside
+    may be called first where the layer trains.
     """
+    built_for = _built_for.setdefault(layer, set())
+    if training in built_for:
+        return
     if all(inner.built for inner in internals.layers_of(layer)):
-        return True
+        built_for.add(training)
+        return
     at_hand = folding.has_values(arguments.first)
     if at_hand and not layer_kinds.keeps_state(layer):
         # Layers that change images do so in place, on PyTorch.
@@ -94,8 +145,7 @@ def build_inner_layers(layer, call, arguments):
     # What cannot be called so has to do without.
     with contextlib.suppress(Exception), scope:
         call(arguments)
-        return True
-    return False
+        built_for.add(training)
 
 
 def _inner_layers_are_built(layer):

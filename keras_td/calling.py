@@ -11,7 +11,6 @@ from keras_td import masks as masks_of
 from keras_td import mistakes
 from keras_td import padding
 from keras_td import trees
-from keras_td.arguments import Arguments
 
 
 def call_folded(layer, options, arguments):
@@ -110,7 +109,14 @@ def _pass_masks(layer, folded, seen):
     return {}
 
 
-def masks_leaving(layer, arguments: Arguments, outputs, output_masks):
+def set_masks_leaving(layer, arguments, outputs, output_masks):
+    """Lets the `masks_leaving` ride on the outputs."""
+    if masks_of.any_of(arguments.masks) or masks_of.any_mask(output_masks):
+        leaving = masks_leaving(layer, arguments, outputs, output_masks)
+        masks_of.set_masks(outputs, leaving)
+
+
+def masks_leaving(layer, arguments, outputs, output_masks):
     """The masks of the outputs: the layer's where they fit, or of steps.
 
     Keras writes the masks of symbolic tensors into the graph of a model, and

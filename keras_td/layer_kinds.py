@@ -111,3 +111,15 @@ def has_mask_argument(layer):
 @functools.lru_cache
 def _class_has_mask_argument(cls):
     return "mask" in inspect.signature(cls.call).parameters
+
+
+def unquantized(policy):
+    """The dtype policy of a wrapper of a layer.
+
+    The wrapper holds no weights to quantize, and Keras would ask it for a
+    quantized call.
+    """
+    if policy.quantization_mode is None:
+        return policy
+    # "int8_from_mixed_bfloat16" -> "mixed_bfloat16"
+    return policy.name.split("_from_")[1]

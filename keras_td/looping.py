@@ -22,13 +22,13 @@ class Loop:
     Args:
         call: The `StatelessCall`.
         recompute: Makes a function that is computed again in the backward pass
-            of another, or leaves it as it is.
+            of another. `None` leaves it as it is.
         fixed: List of tensors that serve all steps.
         changed: Which variables a call changes.
     """
 
     call: Callable
-    recompute: Callable
+    recompute: Callable | None
     fixed: list
     changed: list
 
@@ -64,7 +64,9 @@ class _Turn:
         self.inputs_of = inputs_of
         self.sizes = sizes
         self.structure: Any = None
-        self.run = loop.recompute(self._run)
+        self.run: Callable = self._run
+        if loop.recompute:
+            self.run = loop.recompute(self._run)
 
     def __call__(self, inputs, states):
         return self.call(inputs, states)
@@ -77,10 +79,8 @@ class _Turn:
                 *tokens or [None],
                 self.loop.fixed,
                 self.constant,
-                inputs,
-                index,
-                changing,
-                sums,
+                [inputs, index],
+                [changing, sums],
             )
         finally:
             remat.in_loop.reset(outside)
@@ -88,10 +88,11 @@ class _Turn:
         outputs = tuple(y[None] for y in outputs)
         return outputs, [index + 1, _as_list(token), changing, sums]
 
-    def _run(self, token, fixed, constant, inputs, index, changing, sums):
+    def _run(self, token, fixed, constant, step, states):
+        changing, sums = states
         values = trees.merge(changing, constant, self.loop.changed)
         carry = Carry(values, dict(zip(self.losses, sums, strict=True)), token)
-        moving = self.inputs_of(inputs, index)
+        moving = self.inputs_of(*step)
         outputs, carry = stateless.run(
             self.loop.call, fixed, carry, moving, [self.sizes]
         )

@@ -1,26 +1,25 @@
 """The `TimeDistributed` layer."""
 
-import contextlib
 import copy
 import functools
+from typing import Any
+from typing import Self
+from typing import Unpack
 
 import keras
 
 from keras_td import building
 from keras_td import calling
-from keras_td import folding
+from keras_td import inference
 from keras_td import internals
 from keras_td import layer_kinds
-from keras_td import masking
-from keras_td import masks as masks_of
 from keras_td import mistakes
-from keras_td import padding
 from keras_td import signatures
 from keras_td import stepping
-from keras_td import trees
-from keras_td.arguments import gather
+from keras_td.arguments import gather_call
 from keras_td.arguments import symbols_of_shapes
-from keras_td.scopes import only_shapes_count
+from keras_td.options import CallOptions
+from keras_td.options import LayerOptions
 
 
 @keras.saving.register_keras_serializable(package="keras_td")
@@ -113,15 +112,15 @@ class TimeDistributed(keras.layers.TimeDistributed):
 
     def __init__(
         self,
-        layer,
-        steps_per_call=None,
-        remat=False,
-        share_randomness=False,
-        **kwargs,
-    ):
+        layer: keras.Layer,
+        steps_per_call: int | None = None,
+        remat: bool = False,
+        share_randomness: bool = False,
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         mistakes.check_layer(layer)
         if kwargs.get("dtype") is None:
-            kwargs["dtype"] = _unquantized(layer.dtype_policy)
+            kwargs["dtype"] = layer_kinds.unquantized(layer.dtype_policy)
         mistakes.check_options(
             steps_per_call, remat=remat, share_randomness=share_randomness
         )
@@ -132,122 +131,72 @@ class TimeDistributed(keras.layers.TimeDistributed):
         self.steps_per_call = steps_per_call and int(steps_per_call)
         self.remat = remat
         self.share_randomness = share_randomness
-        self._first_call = None
-        # Layers inside may be called first where the layer trains.
-        self._built_for: frozenset = frozenset()
         if not self.trainable:
             layer.trainable = False
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = signatures.keep_apart(self.call, args, kwargs)
-        if building.is_built(self.layer):
-            return super().__call__(inputs, *args, **kwargs)
-        # A call that failed, or `build`, may have built this without that.
-        if type(self).build is TimeDistributed.build:
-            self.built = False
-        with self._builds_for(inputs, *args, **kwargs):
+        with building.for_call(self, inputs, args, kwargs):
             return super().__call__(inputs, *args, **kwargs)
 
-    @contextlib.contextmanager
-    def _builds_for(self, inputs, *args, **kwargs):
-        """Lets `build` know of a call."""
-        first_call = functools.partial(self._gather, inputs)
-        if type(self).call is TimeDistributed.call:
-            first_call = functools.partial(first_call, *args, **kwargs)
-        self._first_call = first_call
-        try:
-            yield
-        finally:
-            self._first_call = None
-
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         if building.is_built(self.layer):
             return
-        if self._first_call:
-            arguments, options = self._first_call()
+        call = building.call_of(self)
+        if call:
+            arguments, others = call()
         elif building.takes_inputs_alone(self.layer):
             inputs = symbols_of_shapes(input_shape, self.compute_dtype)
-            arguments, options = self._gather(inputs)
+            arguments, others = gather_call(inputs)
         else:
             return
-        options.pop("training", None)
-        symbols = arguments.to_symbols().first_steps(self._steps_of_a_call)
-        args, kwargs = symbols.align().fold().args_and_kwargs()
-        building.build(self.layer, args, kwargs, options)
+        first = arguments.first_steps(self._steps_of_a_call)
+        building.build(self.layer, first, others)
 
-    def call(self, inputs, *args, training=None, mask=None, **kwargs):
-        if type(self).call is not TimeDistributed.call:
+    def call(
+        self,
+        inputs: Any,
+        *args: Any,
+        training: bool | None = None,
+        mask: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if self._overrides("call"):
             args, training, mask = signatures.as_in_keras(args, training, mask)
-        arguments, options = self._gather(
-            inputs, *args, training=training, mask=mask, **kwargs
-        )
+        arguments, others = gather_call(inputs, args, kwargs, training, mask)
         # (batch, time, ...) -> (batch * time, ...), and back
-        call = functools.partial(calling.call_folded, self.layer, options)
-        outputs, output_masks = self._call_steps(call, arguments, training)
-        given = masks_of.any_of(arguments.masks)
-        # Where a subclass has its own `compute_mask`, Keras asks that.
-        inherited = type(self).compute_mask is TimeDistributed.compute_mask
-        if (
-            (given or masks_of.any_mask(output_masks))
-            and self.supports_masking
-            and inherited
-        ):
-            leaving = calling.masks_leaving(
-                self.layer, arguments, outputs, output_masks
-            )
-            masks_of.set_masks(outputs, leaving)
-        return outputs
-
-    def _gather(self, inputs, *args, training=None, mask=None, **kwargs):
-        """The `Arguments` of the wrapped layer, and its other arguments."""
-        args, kwargs, options = signatures.put_together(args, kwargs)
-        if training is not None:
-            options["training"] = training
-        return gather(inputs, args, kwargs, mask), options
-
-    def _call_steps(self, call, arguments, training):
-        """Calls the layer as often as the options ask for."""
-        steps = self._steps_of_a_call
-        arguments = padding.within_outer_call(arguments)
-        if not (steps or self.remat):
-            return call(arguments)
-        if only_shapes_count() or arguments.is_symbolic:
-            return stepping.infer(call, arguments, steps)
-        if not folding.has_size(arguments.time):
-            # A program for any number of steps cannot tell that of the calls.
-            if not training:
-                return call(arguments)
-            if steps:
-                raise mistakes.no_training_in_any_time(arguments.time)
-        if training not in self._built_for:
-            first = arguments.first_steps(steps)
-            if building.build_inner_layers(self.layer, call, first):
-                self._built_for |= {training}
-        results, losses = stepping.call_in_order(
-            call,
-            self.layer,
-            arguments,
-            stepping.Options(
-                steps, self.remat, self.share_randomness, training
-            ),
+        call = functools.partial(calling.call_folded, self.layer, others)
+        options = CallOptions(
+            self._steps_of_a_call, self.remat, self.share_randomness, training
+        )
+        results, losses = stepping.call_steps(
+            call, self.layer, arguments, options
         )
         for loss in losses:
             self.add_loss(loss)
-        return results
+        # Where a subclass has its own `compute_mask`, Keras asks that.
+        if self.supports_masking and not self._overrides("compute_mask"):
+            calling.set_masks_leaving(self.layer, arguments, *results)
+        outputs, _ = results
+        return outputs
+
+    def _overrides(self, name):
+        """Whether a subclass has such a method of its own."""
+        return getattr(type(self), name) is not getattr(TimeDistributed, name)
 
     @property
     def _steps_of_a_call(self):
         return 1 if self.share_randomness else self.steps_per_call
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.Metric]:
         # As in a model that holds it as a layer, those that a wrapped model was
         # compiled with are not for the model at hand.
         if isinstance(self.layer, keras.Model):
             return internals.own_metrics(self)
         return super().metrics
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {
             **super().get_config(),
             "steps_per_call": self.steps_per_call,
@@ -258,67 +207,30 @@ class TimeDistributed(keras.layers.TimeDistributed):
             config["supports_masking"] = False
         return config
 
-    def compute_mask(self, inputs, mask=None):
-        layer = self.layer
-        if not masks_of.any_mask(mask) and not layer_kinds.makes_masks(layer):
-            return None
-        arguments = gather(inputs, mask=mask)
-        aligned, output_masks = arguments.align(), None
-        if layer.supports_masking:
-            folded = aligned.fold()
-            seen = calling.masks_seen(layer, folded)
-            output_masks = layer.compute_mask(
-                folded.tensors["inputs"], seen.get("mask", seen["inputs"])
-            )
-            output_masks = masking.restore(output_masks, seen, aligned.masks)
-        [output_masks] = calling.unfold([output_masks], aligned)
-        outputs = self._outputs_like(inputs, output_masks)
-        return calling.masks_leaving(layer, arguments, outputs, output_masks)
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        return inference.masks(
+            self.layer, inputs, mask, self.compute_output_shape
+        )
 
-    def _outputs_like(self, inputs, output_masks):
-        """Symbols of the outputs, or of no shape where Keras cannot tell it."""
-        try:
-            shapes = self.compute_output_shape(trees.shapes(inputs))
-        except Exception:
-            return trees.map_tensors(lambda _: None, output_masks)
-        return symbols_of_shapes(shapes, self.compute_dtype)
+    def compute_output_shape(
+        self, input_shape: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        return inference.output_shapes(
+            self.layer, self.compute_dtype, input_shape, args, kwargs
+        )
 
-    def compute_output_shape(self, input_shape, *args, **kwargs):
-        symbols = functools.partial(symbols_of_shapes, dtype=self.compute_dtype)
-        arguments = gather(
-            symbols(input_shape),
-            tuple(map(symbols, args)),
-            {name: symbols(shape) for name, shape in kwargs.items()},
-        ).align()
-        args, kwargs = arguments.fold().args_and_kwargs()
-        try:
-            shapes = self.layer.compute_output_shape(
-                *map(trees.shapes, args),
-                **{name: trees.shapes(kwargs[name]) for name in kwargs},
-            )
-            outputs = symbols(shapes)
-        except NotImplementedError:
-            named = {n.removesuffix("_shape"): x for n, x in kwargs.items()}
-            outputs = self.layer(*args, **named)
-        [outputs] = calling.unfold([outputs], arguments)
-        return trees.shapes(outputs)
-
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         return self.call(*args, **kwargs)
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
         # Deserializing takes entries out of the config it is given.
         td = super().from_config(copy.deepcopy(config), custom_objects)
         if type(td.layer).build is keras.Layer.build:
             # Keras takes it for built, though the layers inside are not.
             td.layer.built = False
         return td
-
-
-def _unquantized(policy):
-    # "int8_from_mixed_bfloat16" -> "mixed_bfloat16". The wrapper holds no
-    # weights to quantize, and Keras would ask it for a quantized call.
-    if policy.quantization_mode is None:
-        return policy
-    return policy.name.split("_from_")[1]

@@ -1,0 +1,133 @@
+"""The time steps in chunks, with one call of a layer for each."""
+
+import dataclasses
+from collections.abc import Callable
+
+from keras import ops
+from keras import tree
+
+from keras_td import folding
+from keras_td import looping
+from keras_td import losses
+from keras_td import stateless
+from keras_td import trees
+from keras_td.stateless import Carry
+from keras_td.stateless import StatelessCall
+
+# Of a compiled loop, a turn takes time and a call in it compilation.
+CALLS_PER_TURN = 2
+# So few calls need no loop.
+FEW_CALLS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """All time steps, of which a call sees some at a time.
+
+    Args:
+        call: The `StatelessCall`.
+        fixed: List of tensors that serve all steps.
+        moving: List of tensors `(batch, time, ...)`.
+        steps: How many steps a call sees, but the first, which sees what
+            remains. `None` is all.
+        recompute: Makes a function that is computed again in the backward pass
+            of another. `None` leaves it as it is.
+        at_hand: Whether the tensors are, and nothing is compiled.
+    """
+
+    call: StatelessCall
+    fixed: list
+    moving: list
+    steps: int | None
+    recompute: Callable | None
+    at_hand: bool
+
+    def run(self, carry, time):
+        """Calls the layer on all chunks.
+
+        Returns:
+            Tuple of the outputs and of the new `Carry`.
+        """
+        if self.steps is None:
+            return self._run(carry, self.moving, [[time]])
+        if isinstance(time, int):
+            return self._in_known_time(carry, time)
+        return self._in_unknown_time(carry, time)
+
+    def _in_known_time(self, carry, time):
+        """Calls in a row, most of them in a loop if many and compiled."""
+        sizes, turns, of_turn = self._sizes(time)
+        if not sizes:
+            # Of a call that nobody uses, a compiled program holds nothing.
+            first = folding.cut(self.moving, 0, self.steps)
+            _, probed = self._run(carry, first, [[self.steps]])
+            zeros = losses.zeros_like(probed.losses)
+            start = dataclasses.replace(carry, losses=zeros)
+            loop = self._loop(carry, probed)
+            return loop.run(start, self.moving, turns, of_turn)
+        groups = [[size] for size in sizes] if self.recompute else [sizes]
+        split = sum(sizes)
+        first = folding.cut(self.moving, 0, split)
+        outputs, once = self._run(carry, first, groups)
+        if not turns:
+            return outputs, once
+        rest = folding.cut(self.moving, split, time)
+        later, last = self._loop(carry, once).run(once, rest, turns, of_turn)
+        return folding.join([outputs, later]), last
+
+    def _sizes(self, time):
+        """How many steps each call sees.
+
+        Returns:
+            Tuple of the sizes of the calls before the loop, of the turns of the
+            loop, and of the sizes of the calls in a turn.
+        """
+        steps = self.steps
+        calls = max(-(-time // steps), 1)
+        sizes = [time - (calls - 1) * steps] + [steps] * (calls - 1)
+        of_turn = [steps] * (1 if self.recompute else CALLS_PER_TURN)
+        if self.at_hand or calls <= (1 if self.recompute else FEW_CALLS):
+            return sizes, 0, of_turn
+        turns = time // steps // len(of_turn)
+        return sizes[: calls - turns * len(of_turn)], turns, of_turn
+
+    def _in_unknown_time(self, carry, time):
+        """Calls on a number of time steps that only the run tells."""
+        steps = self.steps
+        moving = [
+            folding.align(x, folding.sizes(x)[0], time) for x in self.moving
+        ]
+        calls = ops.maximum(-(-time // steps), 1)
+        split = time - (calls - 1) * steps
+        first = folding.cut(moving, 0, split)
+        outputs, once = self._run(carry, first, [[split]])
+        # A loop has to turn: where one call is enough, it turns once for
+        # nothing, on copies of a step, as gradients of other values might be no
+        # numbers.
+        turns = ops.maximum(calls - 1, 1)
+        copies = (turns - calls + 1) * steps
+        rest = [folding.pad_time(x[:, split:time], x, copies) for x in moving]
+        later, last = self._loop(carry, once).run(once, rest, turns, [steps])
+        later = trees.map_tensors(lambda y: y[:, copies:], later)
+        return folding.join([outputs, later]), _where(calls > 1, last, once)
+
+    def _run(self, carry, moving, groups):
+        call = self.recompute(self.call) if self.recompute else self.call
+        return stateless.run(call, self.fixed, carry, moving, groups)
+
+    def _loop(self, before, after):
+        """A loop of calls that change what a first one has changed."""
+        changed = [
+            a is not b for a, b in zip(before.values, after.values, strict=True)
+        ]
+        return looping.Loop(self.call, self.recompute, self.fixed, changed)
+
+
+def _where(condition, carry, other):
+    """One `Carry` or the other, by a condition that only the run tells."""
+    parts = tree.map_structure(
+        lambda a, b: a if a is b else ops.where(condition, a, b),
+        (carry.values, carry.losses, carry.token),
+        (other.values, other.losses, other.token),
+    )
+    return Carry(*parts)
