@@ -152,7 +152,7 @@ def integration(session, backend):
     tmp = session.create_tmp()
     session.run(*PIP, "wheel", "--no-deps", "-w", tmp, ".", silent=True)
     wheel = f"{tmp}/{WHEEL}"
-    session.install(wheel, *groups(backend, "test"))
+    session.install(wheel, *groups(backend, "test", "types"))
     # A reused environment holds the wheel of an earlier run.
     session.run(*PIP, "install", "--no-deps", "--force-reinstall", wheel)
     session.chdir("integration_tests")

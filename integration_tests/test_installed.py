@@ -19,10 +19,6 @@ def test_the_package_comes_from_the_wheel():
     assert keras_td.__version__ == importlib.metadata.version("keras_td")
 
 
-def test_type_checkers_see_that_the_package_is_typed():
-    assert pathlib.Path(keras_td.__file__).with_name("py.typed").is_file()
-
-
 def test_keras_is_the_only_dependency():
     required = importlib.metadata.requires("keras_td")
     (keras_alone,) = [name for name in required if "extra ==" not in name]
