@@ -86,6 +86,7 @@ def build(layer, arguments, others):
         # It may be called with others.
         return
     others = {name: others[name] for name in others if name != "training"}
+    others = {**layer_kinds.required_options(layer), **others}
     folded = arguments.to_symbols().align().fold()
     args, kwargs = folded.args_and_kwargs()
     if type(layer).build is not keras.Layer.build:
@@ -109,15 +110,21 @@ def build(layer, arguments, others):
         layer.build(trees.shapes(args[0]))
 
 
-def takes_inputs_alone(layer):
+def is_built_by_inputs(layer):
     """Whether a layer is built by the shape of its inputs, whatever its call.
 
     What else there is may change the shapes of what is inside.
     """
     if _wraps(layer):
+        return is_built_by_inputs(layer.layer)
+    own_build = type(layer).build is not keras.Layer.build
+    return own_build or takes_inputs_alone(layer)
+
+
+def takes_inputs_alone(layer):
+    """Whether the call of a layer takes no more tensors than its inputs."""
+    if _wraps(layer):
         return takes_inputs_alone(layer.layer)
-    if type(layer).build is not keras.Layer.build:
-        return True
     parameters = inspect.signature(layer.call).parameters
     return len(parameters.keys() - _OF_ALL_CALLS) == 1
 
@@ -130,6 +137,8 @@ def build_inner_layers(layer, call, arguments, training):
     may be called first where the layer trains.
     """
     built_for = _built_for.setdefault(layer, set())
+    if not isinstance(training, bool):  # a tensor may be either
+        training = None
     if training in built_for:
         return
     if all(inner.built for inner in internals.layers_of(layer)):

@@ -24,7 +24,11 @@ def call_folded(layer, options, arguments):
     folded = arguments.fold()
     hides = valid is not None and _hides_padding(layer, folded)
     seen = masks_seen(layer, folded, folding.fold(valid) if hides else None)
-    options = {**options, **_pass_masks(layer, folded, seen)}
+    options = {
+        **layer_kinds.required_options(layer),
+        **options,
+        **_pass_masks(layer, folded, seen),
+    }
     args, kwargs = folded.args_and_kwargs()
     with (
         padding.left_out(layer, _valid_samples(valid, arguments.outer)),
@@ -69,6 +73,8 @@ def _valid_steps(layer, arguments):
         return None
     riding, masks = arguments.riding(), []
     for name, nest in arguments.tensors.items():
+        if not masking.tell_padding(riding[name], layer):
+            return None
         found = trees.flatten(riding[name])
         pairs = zip(trees.flatten(nest), found, strict=True)
         # A tensor without a mask is valid throughout.
@@ -128,12 +134,13 @@ def masks_leaving(layer, arguments, outputs, output_masks):
     symbolic, flat = arguments.is_symbolic, trees.flatten(outputs)
     if symbolic and layer_kinds.makes_masks_inside(layer):
         return trees.pack(outputs, [None] * len(flat))
-    masks = arguments.masks.values()
+    masks = list(arguments.masks.values())
     incoming = [mask for nest in masks for mask in trees.flatten(nest)]
     found = trees.flatten(output_masks) + [None] * len(flat)
     found = found[: len(flat)]
-    missing = any(mask is None for mask in found)
-    of_steps = arguments.step_mask() if missing else None
+    of_steps = None
+    if any(m is None for m in found) and masking.tell_padding(incoming, layer):
+        of_steps = arguments.step_mask()
 
     def leave(y, mask):
         if mask is None:

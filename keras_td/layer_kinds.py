@@ -57,6 +57,11 @@ def is_users_own_reader(layer):
     return bool(readers) and all(map(_is_users_own, readers))
 
 
+def has_own_masks(layer):
+    """Whether a layer of a user's own does with a mask what it likes."""
+    return _is_users_own(layer) and _reads_masks_itself(layer)
+
+
 def makes_masks(layer):
     """Whether a layer may give a mask to what comes without one."""
     return type(layer).compute_mask not in _PASSING_MASKS_ON
@@ -111,6 +116,22 @@ def has_mask_argument(layer):
 @functools.lru_cache
 def _class_has_mask_argument(cls):
     return "mask" in inspect.signature(cls.call).parameters
+
+
+def required_options(layer):
+    """What a layer cannot be called without, of what Keras passes to layers."""
+    return dict.fromkeys(_required_by_class(layer.__class__))
+
+
+@functools.lru_cache
+def _required_by_class(cls):
+    parameters = inspect.signature(cls.call).parameters
+    return [
+        name
+        for name in ("training", "mask")
+        if name in parameters
+        and parameters[name].default is inspect.Parameter.empty
+    ]
 
 
 def unquantized(policy):

@@ -96,7 +96,7 @@ class _Turn:
         outputs, carry = stateless.run(
             self.loop.call, fixed, carry, moving, [self.sizes]
         )
-        self.structure = trees.dtypes(outputs)
+        self.structure = trees.symbols(outputs)
         if sorted(carry.losses) != self.losses:
             raise ValueError(
                 "In a compiled function, a layer that is called on some steps "
@@ -104,7 +104,14 @@ class _Turn:
                 "same losses in each call. Received: one in a later call that "
                 "the first has not."
             )
-        changing, _ = trees.split(carry.values, self.loop.changed)
+        changing, others = trees.split(carry.values, self.loop.changed)
+        if any(a is not b for a, b in zip(constant, others, strict=True)):
+            raise ValueError(
+                "In a compiled function, a layer that is called on some steps "
+                "at a time (`steps_per_call`, `share_randomness`) must assign "
+                "to the same variables in each call. Received: one that a "
+                "later call assigns to and the first does not."
+            )
         sums = [carry.losses[key] for key in self.losses]
         return carry.token, (tuple(trees.tensors(outputs)), changing, sums)
 

@@ -17,9 +17,10 @@ def seen(masks, tensors, layer, valid):
     """The masks that the wrapped layer sees, of folded ones.
 
     A mask of whole steps tells nothing about the inside of a step, so only
-    layers of a user's own get it, if a step is a vector: there it is like any
-    mask. A row of a padded step is shown as valid throughout: no layer can
-    make a mean, or cuDNN a sequence, of nothing.
+    layers of a user's own get it, if a step is a vector, where it is like any
+    mask, or if they cannot be called without. A row of a padded step is shown
+    as valid throughout: no layer can make a mean, or cuDNN a sequence, of
+    nothing.
 
     Args:
         masks: Nest of masks `(batch * time, ...)`.
@@ -30,6 +31,7 @@ def seen(masks, tensors, layer, valid):
     if not masks_of.any_mask(masks):
         return masks
     users_own = layer_kinds.is_users_own_reader(layer)
+    needs_mask = "mask" in layer_kinds.required_options(layer)
     keeps_state = layer_kinds.keeps_state(layer)
 
     def see(mask, x):
@@ -37,7 +39,8 @@ def seen(masks, tensors, layer, valid):
             # The state of a padded step is that of the step before.
             mask = folding.repeat_along(mask, x)
         if len(mask.shape) == 1:
-            return mask if users_own and len(x.shape) <= 2 else None
+            like_any = users_own and len(x.shape) <= 2
+            return mask if like_any or needs_mask else None
         if layer_kinds.is_recurrent(layer):
             mask = _reduce(mask, 2)
         if valid is not None:
@@ -48,6 +51,18 @@ def seen(masks, tensors, layer, valid):
         return mask
 
     return trees.map_tensors(see, masks, tensors)
+
+
+def tell_padding(masks, layer):
+    """Whether all masks of a nest tell of padding.
+
+    What is neither of booleans nor of steps, a layer of a user's own may take
+    for weights, or add to its scores.
+    """
+    return not layer_kinds.has_own_masks(layer) or all(
+        mask is None or len(mask.shape) == 2 or trees.is_a(mask, "bool")
+        for mask in trees.flatten(masks)
+    )
 
 
 def has_inner_axes(masks):

@@ -83,8 +83,10 @@ class _Recomputed:
             token, results = self.call(
                 token, fixed, _order_gradients(token, values), *nests
             )
+        if again:
+            results = _as_before(results, self.structure)
         # Tensors here would be kept by the function that makes them.
-        self.structure = trees.dtypes(results)
+        self.structure = trees.symbols(results)
         return [token, *map(_to_floats, trees.tensors(results))]
 
     def results(self, floats):
@@ -92,6 +94,22 @@ class _Recomputed:
         return trees.pack_tensors(
             self.structure, [_from_floats(x, like) for x, like in pairs]
         )
+
+
+def _as_before(results, structure):
+    """Puts the results of a call in the structure of those of an earlier one.
+
+    A layer that counts its calls may update and add others. Those have no
+    gradients, as they go nowhere.
+    """
+    found = dict(trees.flatten_with_path(results))
+    leaves = []
+    for path, like in trees.flatten_with_path(structure):
+        x = found.get(path)
+        if trees.is_tensor(like) and x is None:
+            x = ops.zeros(like.shape, like.dtype)
+        leaves.append(x if trees.is_tensor(like) else like)
+    return trees.pack(structure, leaves)
 
 
 def _order_gradients(token, values):

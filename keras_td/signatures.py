@@ -49,11 +49,22 @@ def put_together(args, kwargs):
 def as_in_keras(args, training, mask):
     """Takes `training` and `mask` by position, as Keras's own layer has them.
 
-    A subclass may pass them on so. All else by position is a tensor.
+    A subclass may pass them on so, or a call where the layer takes no more
+    tensors. All else by position is a tensor.
     """
     if len(args) not in (1, 2) or trees.is_tensor(args[0]):
         return args, training, mask
     return (), args[0], args[1] if len(args) == 2 else mask
+
+
+def as_bool(training):
+    """Makes a bool of `training`, unless it is a tensor without a value."""
+    if training is None or isinstance(training, bool):
+        return training
+    try:
+        return bool(training)
+    except Exception:
+        return training
 
 
 def is_tensor_argument(name, value):

@@ -145,7 +145,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
         call = building.call_of(self)
         if call:
             arguments, others = call()
-        elif building.takes_inputs_alone(self.layer):
+        elif building.is_built_by_inputs(self.layer):
             inputs = symbols_of_shapes(input_shape, self.compute_dtype)
             arguments, others = gather_call(inputs)
         else:
@@ -161,8 +161,11 @@ class TimeDistributed(keras.layers.TimeDistributed):
         mask: Any = None,
         **kwargs: Any,
     ) -> Any:
-        if self._overrides("call"):
+        if args and (
+            self._overrides("call") or building.takes_inputs_alone(self.layer)
+        ):
             args, training, mask = signatures.as_in_keras(args, training, mask)
+        training = signatures.as_bool(training)
         arguments, others = gather_call(inputs, args, kwargs, training, mask)
         # (batch, time, ...) -> (batch * time, ...), and back
         call = functools.partial(calling.call_folded, self.layer, others)

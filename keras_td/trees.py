@@ -107,9 +107,9 @@ def is_a(x, *kinds):
     return known and any(kind in dtype(x) for kind in kinds)
 
 
-def dtypes(nest):
-    """The structure of a nest, with the dtypes of its tensors alone."""
-    return map_tensors(lambda x: keras.KerasTensor((), dtype(x)), nest)
+def symbols(nest):
+    """The structure of a nest, with the shapes and dtypes of its tensors."""
+    return map_tensors(lambda x: keras.KerasTensor(x.shape, dtype(x)), nest)
 
 
 def split(items, flags):

@@ -10,8 +10,14 @@ from keras import tree
 from cases import CASES
 from custom import TwoInputs
 from keras_td import TimeDistributed
+from modes import MODES
+from modes import TIME
+from modes import each_kind
+from modes import each_mode
+from reference import as_numpy
 from reference import assert_close
 from reference import loop
+from reference import mask_of
 from reference import normal
 
 
@@ -238,6 +244,58 @@ def test_arguments_that_are_not_tensors_pass_unchanged():
     TimeDistributed(Look())(np.ones((2, 3, 4)), **options)
 
     assert seen == options
+
+
+class NeedsTraining(keras.Layer):
+    """Cannot be called without `training`."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(4)
+
+    def call(self, inputs, training):
+        return self.dense(inputs) * (2 if training else 1)
+
+
+@each_mode
+@pytest.mark.parametrize("how", ["called", "in a model", "in a wrapper"])
+def test_a_layer_may_need_training(how, option, rng):
+    layer, x = NeedsTraining(), normal(rng, 2, TIME, 3)
+    td = TimeDistributed(layer, **MODES[option])
+    if how == "in a wrapper":
+        td, x = TimeDistributed(td), x[:, None]
+    if how == "in a model":
+        td = keras.Sequential([keras.Input(x.shape[1:]), td])
+
+    assert_close(td(x), layer.dense(x))
+    assert_close(td(x, training=True), 2 * layer.dense(x))
+
+
+@each_mode
+@pytest.mark.parametrize("training", [np.bool_(True), np.array(True), 1])
+def test_training_may_be_of_numpy(training, option, rng):
+    x = normal(rng, 2, TIME, 3)
+    layer = TimeDistributed(NeedsTraining(), **MODES[option])
+
+    assert_close(layer(x, training=training), layer(x, training=True))
+
+
+def test_training_may_be_a_tensor(rng):
+    x, training = normal(rng, 2, TIME, 3), ops.convert_to_tensor(True)
+    layer = TimeDistributed(NeedsTraining(), steps_per_call=2)
+
+    assert_close(layer(x, training=training), layer(x, training=True))
+
+
+@each_kind
+def test_training_and_mask_by_position_are_those_of_keras(option, rng):
+    x, mask = normal(rng, 2, 3, 4), np.array([[True, False, True]] * 2)
+    td = TimeDistributed(layers.Dense(4), **MODES[option])
+
+    outputs = td(x, None, mask)
+
+    assert_close(outputs, td.layer(x))
+    np.testing.assert_array_equal(as_numpy(mask_of(outputs)), mask)
 
 
 def test_the_call_does_not_change_its_arguments(rng):

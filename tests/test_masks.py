@@ -16,6 +16,8 @@ from cases import leaves
 from cases import with_leaves
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
+from modes import MODES
+from modes import each_kind
 from reference import MaskSetter
 from reference import as_numpy
 from reference import assert_close
@@ -335,6 +337,66 @@ def test_a_layer_of_a_users_own_sees_which_vectors_are_valid(rng):
 
     expected = x - x[SENTENCES].mean(axis=0)
     np.testing.assert_allclose(outputs, expected, atol=1e-6)
+
+
+class Weighted(keras.Layer):
+    """Multiplies by its mask, as partial convolutions do."""
+
+    def call(self, inputs, mask=None):
+        return inputs * ops.cast(mask, inputs.dtype)[..., None]
+
+
+class Biased(keras.Layer):
+    """Attention to all but what its mask, of numbers, has a 1 at."""
+
+    def call(self, inputs, mask=None):
+        scores = ops.matmul(inputs, ops.swapaxes(inputs, 1, 2))
+        return ops.matmul(ops.softmax(scores - 1e9 * mask), inputs)
+
+
+MASKS_OF_NUMBERS = {
+    "weights": (Weighted, lambda rng: rng.uniform(0.1, 0.9, (2, 3, 4))),
+    "zeros and ones": (Weighted, lambda rng: rng.integers(0, 2, (2, 3, 4))),
+    "zeros": (Weighted, lambda rng: np.zeros((2, 3, 4), "int32")),
+    "of scores": (Biased, lambda rng: rng.integers(0, 2, (2, 3, 1, 4))),
+    "none of scores": (Biased, lambda rng: np.zeros((2, 3, 1, 4))),
+}
+
+
+@each_kind
+@pytest.mark.parametrize("name", MASKS_OF_NUMBERS)
+def test_a_mask_of_numbers_is_the_layers_own(name, option, rng):
+    cls, make_mask = MASKS_OF_NUMBERS[name]
+    layer, x = cls(), normal(rng, 2, 3, 4, 5)
+    mask = make_mask(rng).astype("float32")
+
+    outputs = TimeDistributed(layer, **MODES[option])(x, mask=mask)
+
+    # A bare layer would warn that the mask ends here.
+    x, mask = ops.convert_to_tensor(x), ops.convert_to_tensor(mask)
+    expected = [layer.call(x[:, t], mask[:, t]) for t in range(3)]
+    assert_close(outputs, ops.stack(expected, axis=1))
+    assert mask_of(outputs) is None
+
+
+class Gated(keras.Layer):
+    """Multiplies each sample by its mask, which it needs."""
+
+    def call(self, inputs, mask):
+        return inputs * ops.cast(mask, inputs.dtype)[:, None, None]
+
+
+@each_kind
+def test_a_layer_that_needs_a_mask_gets_one_of_steps(option, rng):
+    layer, x = Gated(), normal(rng, 2, 3, 4, 5)
+    mask = np.array([[True, True, False], [True, False, True]])
+
+    outputs = TimeDistributed(layer, **MODES[option])(x, mask=mask)
+
+    # A bare layer would warn that the mask ends here.
+    x, mask = ops.convert_to_tensor(x), ops.convert_to_tensor(mask)
+    expected = [layer.call(x[:, t], mask[:, t]) for t in range(3)]
+    assert_close(outputs, ops.stack(expected, axis=1))
 
 
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*lambda.* not support masking")

@@ -42,7 +42,51 @@ def test_a_call_is_computed_again_in_the_backward_pass(remat):
 
     gradients(lambda: ops.sum(td(x)), [x])
 
-    assert layer.calls == 10 if remat else 5
+    assert layer.calls == (10 if remat else 5)
+
+
+class DoesMoreLater(layers.Dense):
+    """Assigns, and adds a loss, in all calls but the first or in that alone."""
+
+    def __init__(self, later):
+        super().__init__(2)
+        self.later = later
+        self.calls = 0
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.seen = self.add_weight(
+            shape=(), initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs):
+        self.calls += 1
+        if (self.calls > 1) == self.later:
+            self.seen.assign_add(1)
+            self.add_loss(ops.mean(inputs))
+        return super().call(inputs)
+
+
+@each_number_of_steps
+@pytest.mark.parametrize("later", [True, False])
+def test_a_call_may_do_other_things_when_it_is_computed_again(
+    later, steps, rng
+):
+    if keras.backend.backend() == "jax":
+        pytest.skip(reason="JAX calls no Python in its backward pass")
+    x = normal(rng, 2, 3, 4)
+    layer = DoesMoreLater(later)
+    td = TimeDistributed(layer, steps_per_call=steps, remat=True)
+    td.build(x.shape)
+    weights = layer.trainable_variables
+
+    for _ in range(3):
+        layer.calls = 0
+        actual = gradients(lambda: ops.sum(ops.square(td(x))), weights)
+
+    expected = gradients(lambda: ops.sum(ops.square(layer(x))), weights)
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
 
 
 @each_number_of_steps

@@ -330,6 +330,28 @@ def test_calls_come_in_order(time, remat):
     np.testing.assert_array_equal(second - start, first)
 
 
+class CountsAllButTheFirst(Counter):
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return super().call(inputs) if self.calls > 1 else inputs
+
+
+@needs("training")
+@with_and_without_remat
+def test_a_compiled_loop_tells_of_state_that_it_would_lose(remat):
+    if keras.backend.backend() == "torch":
+        pytest.skip(reason="Keras compiles no training on it")
+    td = TimeDistributed(CountsAllButTheFirst(), steps_per_call=1, remat=remat)
+    model = keras.Sequential([keras.Input((40, 1)), td, layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=False)
+    td.layer.calls = -1  # `fit` calls it for its shapes
+
+    with pytest.raises(ValueError, match="assign to the same variables"):
+        model.fit(np.zeros((1, 40, 1)), np.zeros((1, 40, 1)), verbose=0)
+
+
 @needs("training")
 @pytest.mark.parametrize("run_eagerly", [True, False])
 @with_and_without_remat
