@@ -8,10 +8,10 @@ from typing import Any
 import keras
 from keras import tree
 
+from keras_td import errors
 from keras_td import folding
 from keras_td import masking
 from keras_td import masks as masks_of
-from keras_td import mistakes
 from keras_td import signatures
 from keras_td import trees
 
@@ -23,7 +23,7 @@ class Arguments:
     Args:
         tensors: Dict of nests of tensors `(batch, time, ...)`, by the names of
             arguments. `*args` are those by position after the inputs.
-        masks: Dict of nests of the masks that ride on them. `mask` is one that
+        masks: Dict of nests of the masks attached to them. `mask` is one that
             was given by name.
         time: The number of time steps.
         outer: Which steps are valid for a call of another wrapper around this
@@ -89,16 +89,16 @@ class Arguments:
         kwargs = dict(self.tensors)
         return (kwargs.pop("inputs"), *kwargs.pop("*args", ())), kwargs
 
-    def riding(self):
+    def all_masks(self):
         """The masks of all tensors, of which one may have been given."""
-        of_inputs = self.masks.get("mask", self.masks["inputs"])
-        return {**self.masks, "inputs": of_inputs}
+        masks = {name: self.masks[name] for name in self.tensors}
+        return {**masks, "inputs": self.masks.get("mask", masks["inputs"])}
 
     def step_mask(self):
         """Which steps are no padding, `(batch, time)`, or `None`."""
-        return self.aligned(masking.step_mask(self.riding()["inputs"]))
+        return self.align_mask(masking.step_mask(self.all_masks()["inputs"]))
 
-    def aligned(self, mask):
+    def align_mask(self, mask):
         """A mask of all samples and steps, of one of fewer."""
         if mask is None:
             return None
@@ -115,7 +115,7 @@ def gather_call(inputs, args=(), kwargs=None, training=None, mask=None):
     Returns:
         Tuple of the `Arguments`, and of a dict of the others.
     """
-    args, kwargs, others = signatures.put_together(args, kwargs or {})
+    args, kwargs, others = signatures.from_positional(args, kwargs or {})
     if training is not None:
         others["training"] = training
     return gather(inputs, args, kwargs, mask), others
@@ -135,13 +135,13 @@ def gather(inputs, args=(), kwargs=None, mask=None):
         # An array next to symbolic tensors has its value at run time only.
         tensors = {n: trees.map_tensors(symbol, x) for n, x in tensors.items()}
     named = named_tensors(tensors)
-    mistakes.check_dense(named)
+    errors.check_dense(named)
     _, time = folding.common_sizes(named)
     if mask is not None:
         given = masks_of.given(inputs, mask)
-        riding = trees.flatten(masks["inputs"])
-        pairs = zip(trees.flatten(given), riding, strict=True)
-        # Keras passes those that ride.
+        attached = trees.flatten(masks["inputs"])
+        pairs = zip(trees.flatten(given), attached, strict=True)
+        # Keras passes those that are attached.
         if any(a is not b for a, b in pairs):
             masks["mask"] = given
     for name, nest in masks.items():

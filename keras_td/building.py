@@ -90,15 +90,7 @@ def build(layer, arguments, others):
     folded = arguments.to_symbols().align().fold()
     args, kwargs = folded.args_and_kwargs()
     if type(layer).build is not keras.Layer.build:
-        shapes = _shapes_for_build(layer, args, kwargs)
-        if shapes is None:
-            return
-        knowing = contextlib.nullcontext()
-        if _wraps(layer):
-            inputs, *args = args
-            knowing = for_call(layer, inputs, args, {**kwargs, **others})
-        with knowing:
-            layer.build(**shapes)
+        _build_by_shapes(layer, args, kwargs, others)
         return
     if not _inner_layers_are_built(layer):
         # What cannot be traced is built by its call.
@@ -108,6 +100,18 @@ def build(layer, arguments, others):
             )
     if _inner_layers_are_built(layer):
         layer.build(trees.shapes(args[0]))
+
+
+def _build_by_shapes(layer, args, kwargs, others):
+    shapes = _shapes_for_build(layer, args, kwargs)
+    if shapes is None:
+        return
+    knowing = contextlib.nullcontext()
+    if _wraps(layer):
+        inputs, *args = args
+        knowing = for_call(layer, inputs, args, {**kwargs, **others})
+    with knowing:
+        layer.build(**shapes)
 
 
 def is_built_by_inputs(layer):

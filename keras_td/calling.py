@@ -4,11 +4,11 @@ import functools
 
 from keras import ops
 
+from keras_td import errors
 from keras_td import folding
 from keras_td import layer_kinds
 from keras_td import masking
 from keras_td import masks as masks_of
-from keras_td import mistakes
 from keras_td import padding
 from keras_td import trees
 
@@ -23,24 +23,27 @@ def call_folded(layer, options, arguments):
     valid = _valid_steps(layer, arguments)
     folded = arguments.fold()
     hides = valid is not None and _hides_padding(layer, folded)
-    seen = masks_seen(layer, folded, folding.fold(valid) if hides else None)
+    seen = masks_for_layer(
+        layer, folded, folding.fold(valid) if hides else None
+    )
     options = {
         **layer_kinds.required_options(layer),
         **options,
         **_pass_masks(layer, folded, seen),
     }
     args, kwargs = folded.args_and_kwargs()
+    samples = _valid_samples(valid, arguments.outer)
     with (
-        padding.left_out(layer, _valid_samples(valid, arguments.outer)),
-        masks_of.passed_on(seen, layer),
-        mistakes.of_fixed_batch(layer, folded.first),
+        padding.left_out_of_statistics(layer, samples),
+        masks_of.without_warning(seen, layer),
+        errors.told_of_fixed_batch(layer, folded.first),
     ):
         outputs = layer(*args, **kwargs, **options)
-    output_masks = masking.outgoing(outputs, seen, arguments.masks)
+    output_masks = masking.output_masks(outputs, seen, arguments.masks)
     results = unfold((outputs, output_masks), arguments)
     if hides:
-        zeros_but_at = functools.partial(folding.zeros_but_at, valid)
-        results = tuple(trees.map_tensors(zeros_but_at, n) for n in results)
+        zeros_except_at = functools.partial(folding.zeros_except_at, valid)
+        results = tuple(trees.map_tensors(zeros_except_at, n) for n in results)
     return results
 
 
@@ -50,7 +53,7 @@ def unfold(nests, arguments):
     return tuple(trees.map_tensors(of_time, nest) for nest in nests)
 
 
-def masks_seen(layer, folded, valid=None):
+def masks_for_layer(layer, folded, valid=None):
     """The masks that a layer sees.
 
     Args:
@@ -60,7 +63,9 @@ def masks_seen(layer, folded, valid=None):
     """
     inputs = folded.tensors["inputs"]
     return {
-        name: masking.seen(nest, folded.tensors.get(name, inputs), layer, valid)
+        name: masking.for_layer(
+            nest, folded.tensors.get(name, inputs), layer, valid
+        )
         for name, nest in folded.masks.items()
     }
 
@@ -71,17 +76,15 @@ def _valid_steps(layer, arguments):
         return None
     if not (layer_kinds.reads_masks(layer) or padding.mixes_samples(layer)):
         return None
-    riding, masks = arguments.riding(), []
-    for name, nest in arguments.tensors.items():
-        if not masking.tell_padding(riding[name], layer):
-            return None
-        found = trees.flatten(riding[name])
-        pairs = zip(trees.flatten(nest), found, strict=True)
-        # A tensor without a mask is valid throughout.
-        if any(trees.is_tensor(x) and mask is None for x, mask in pairs):
-            return None
-        masks += found
-    return arguments.aligned(masking.step_mask(masks))
+    nests = arguments.tensors.values(), arguments.all_masks().values()
+    tensors, masks = ([x for n in of for x in trees.flatten(n)] for of in nests)
+    # A tensor without a mask is valid throughout.
+    pairs = zip(tensors, masks, strict=True)
+    if any(trees.is_tensor(x) and mask is None for x, mask in pairs):
+        return None
+    if not masking.are_of_padding(masks, layer):
+        return None
+    return arguments.align_mask(masking.step_mask(masks))
 
 
 def _hides_padding(layer, folded):
@@ -103,7 +106,7 @@ def _valid_samples(valid, outer):
 
 
 def _pass_masks(layer, folded, seen):
-    """Lets masks ride on arguments; returns those to pass by name."""
+    """Attaches masks to arguments; returns those to pass by name."""
     for name, nest in folded.tensors.items():
         masks_of.set_masks(nest, seen[name])
     mask = seen.get("mask", seen["inputs"])
@@ -115,21 +118,21 @@ def _pass_masks(layer, folded, seen):
     return {}
 
 
-def set_masks_leaving(layer, arguments, outputs, output_masks):
-    """Lets the `masks_leaving` ride on the outputs."""
+def propagate_masks(layer, arguments, outputs, output_masks):
+    """Attaches the `propagated_masks` to the outputs."""
     if masks_of.any_of(arguments.masks) or masks_of.any_mask(output_masks):
-        leaving = masks_leaving(layer, arguments, outputs, output_masks)
+        leaving = propagated_masks(layer, arguments, outputs, output_masks)
         masks_of.set_masks(outputs, leaving)
 
 
-def masks_leaving(layer, arguments, outputs, output_masks):
+def propagated_masks(layer, arguments, outputs, output_masks):
     """The masks of the outputs: the layer's where they fit, or of steps.
 
     Keras writes the masks of symbolic tensors into the graph of a model, and
     orders layers and weights by their depth in it. So only masks made of
     incoming ones are there: those that the layer makes would have others be
-    deeper. They ride on the outputs of each run, as those that are made inside
-    of a model do.
+    deeper. They are attached to the outputs of each run, as those that are made
+    inside of a model are.
     """
     symbolic, flat = arguments.is_symbolic, trees.flatten(outputs)
     if symbolic and layer_kinds.makes_masks_inside(layer):
@@ -139,7 +142,9 @@ def masks_leaving(layer, arguments, outputs, output_masks):
     found = trees.flatten(output_masks) + [None] * len(flat)
     found = found[: len(flat)]
     of_steps = None
-    if any(m is None for m in found) and masking.tell_padding(incoming, layer):
+    if any(m is None for m in found) and masking.are_of_padding(
+        incoming, layer
+    ):
         of_steps = arguments.step_mask()
 
     def leave(y, mask):
@@ -151,6 +156,6 @@ def masks_leaving(layer, arguments, outputs, output_masks):
             made = not any(mask is m for m in incoming)
         if symbolic and made:
             return None
-        return mask if y is None else masking.fit(mask, y.shape)
+        return mask if y is None else masking.reduce_to_fit(mask, y.shape)
 
     return trees.pack(outputs, list(map(leave, flat, found)))

@@ -14,8 +14,8 @@ from keras_td import trees
 from keras_td.stateless import Carry
 from keras_td.stateless import StatelessCall
 
-# Of a compiled loop, a turn takes time and a call in it compilation.
-CALLS_PER_TURN = 2
+# Of a compiled loop, an iteration takes time and a call in it compilation.
+CALLS_PER_ITERATION = 2
 # So few calls need no loop.
 FEW_CALLS = 8
 
@@ -56,7 +56,7 @@ class Chunks:
 
     def _in_known_time(self, carry, time):
         """Calls in a row, most of them in a loop if many and compiled."""
-        sizes, turns, of_turn = self._sizes(time)
+        sizes, iterations, of_iteration = self._sizes(time)
         if not sizes:
             # Of a call that nobody uses, a compiled program holds nothing.
             first = folding.cut(self.moving, 0, self.steps)
@@ -64,32 +64,38 @@ class Chunks:
             zeros = losses.zeros_like(probed.losses)
             start = dataclasses.replace(carry, losses=zeros)
             loop = self._loop(carry, probed)
-            return loop.run(start, self.moving, turns, of_turn)
+            return loop.run(start, self.moving, iterations, of_iteration)
         groups = [[size] for size in sizes] if self.recompute else [sizes]
         split = sum(sizes)
         first = folding.cut(self.moving, 0, split)
         outputs, once = self._run(carry, first, groups)
-        if not turns:
+        if not iterations:
             return outputs, once
         rest = folding.cut(self.moving, split, time)
-        later, last = self._loop(carry, once).run(once, rest, turns, of_turn)
+        later, last = self._loop(carry, once).run(
+            once, rest, iterations, of_iteration
+        )
         return folding.join([outputs, later]), last
 
     def _sizes(self, time):
         """How many steps each call sees.
 
         Returns:
-            Tuple of the sizes of the calls before the loop, of the turns of the
-            loop, and of the sizes of the calls in a turn.
+            Tuple of the sizes of the calls before the loop, of the number of
+            its iterations, and of the sizes of the calls in one.
         """
         steps = self.steps
         calls = max(-(-time // steps), 1)
         sizes = [time - (calls - 1) * steps] + [steps] * (calls - 1)
-        of_turn = [steps] * (1 if self.recompute else CALLS_PER_TURN)
+        of_iteration = [steps] * (1 if self.recompute else CALLS_PER_ITERATION)
         if self.at_hand or calls <= (1 if self.recompute else FEW_CALLS):
-            return sizes, 0, of_turn
-        turns = time // steps // len(of_turn)
-        return sizes[: calls - turns * len(of_turn)], turns, of_turn
+            return sizes, 0, of_iteration
+        iterations = time // steps // len(of_iteration)
+        return (
+            sizes[: calls - iterations * len(of_iteration)],
+            iterations,
+            of_iteration,
+        )
 
     def _in_unknown_time(self, carry, time):
         """Calls on a number of time steps that only the run tells."""
@@ -101,13 +107,15 @@ class Chunks:
         split = time - (calls - 1) * steps
         first = folding.cut(moving, 0, split)
         outputs, once = self._run(carry, first, [[split]])
-        # A loop has to turn: where one call is enough, it turns once for
-        # nothing, on copies of a step, as gradients of other values might be no
+        # A loop iterates at least once: where one call is enough, for nothing,
+        # on copies of a step, as gradients of other values might be no
         # numbers.
-        turns = ops.maximum(calls - 1, 1)
-        copies = (turns - calls + 1) * steps
+        iterations = ops.maximum(calls - 1, 1)
+        copies = (iterations - calls + 1) * steps
         rest = [folding.pad_time(x[:, split:time], x, copies) for x in moving]
-        later, last = self._loop(carry, once).run(once, rest, turns, [steps])
+        later, last = self._loop(carry, once).run(
+            once, rest, iterations, [steps]
+        )
         later = trees.map_tensors(lambda y: y[:, copies:], later)
         return folding.join([outputs, later]), _where(calls > 1, last, once)
 

@@ -67,6 +67,24 @@ def common_sizes(tensors):
             if two differ in batch or time.
     """
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    _check_ranks(shapes)
+    batches, times = zip(*(sizes(x)[:2] for x in tensors.values()), strict=True)
+    batches, times = _except_ones(batches), _except_ones(times)
+    for axis, found in ("batch", batches), ("time", times):
+        if any(itertools.starmap(differ, itertools.combinations(found, 2))):
+            received = ", ".join(f"`{n}` with {s}" for n, s in shapes.items())
+            raise ValueError(
+                f"`TimeDistributed` expects tensors of the same {axis} (one of "
+                f"1 serves every other). Received shapes: {received}."
+            )
+    batch = next(filter(_is_known, batches), batches[0])
+    time = next(filter(_is_known, times), None)
+    if time is None:
+        time = functools.reduce(_unless_one, times)
+    return batch, time
+
+
+def _check_ranks(shapes):
     for name, shape in shapes.items():
         if len(shape) < 2:
             raise ValueError(
@@ -80,20 +98,6 @@ def common_sizes(tensors):
             "`TimeDistributed` expects at least one tensor of shape "
             "`(batch, time, ...)`. Received none."
         )
-    batches, times = zip(*(sizes(x)[:2] for x in tensors.values()), strict=True)
-    batches, times = _but_ones(batches), _but_ones(times)
-    for axis, found in ("batch", batches), ("time", times):
-        if any(itertools.starmap(differ, itertools.combinations(found, 2))):
-            received = ", ".join(f"`{n}` with {s}" for n, s in shapes.items())
-            raise ValueError(
-                f"`TimeDistributed` expects tensors of the same {axis} (one of "
-                f"1 serves every other). Received shapes: {received}."
-            )
-    batch = next(filter(_is_known, batches), batches[0])
-    time = next(filter(_is_known, times), None)
-    if time is None:
-        time = functools.reduce(_other_than_one, times)
-    return batch, time
 
 
 def align(x, batch, time):
@@ -166,21 +170,21 @@ def join(nests):
     return trees.map_tensors(lambda *ys: ops.concatenate(ys, axis=1), *nests)
 
 
-def split_turns(x, turns, steps):
-    """Cuts the time of `x` into turns, which come first."""
+def split_time(x, iterations, steps):
+    """Cuts the time of `x` into iterations, which come first."""
     batch, _, *inner = sizes(x)
-    # (batch, time, ...) -> (batch, turns, steps, ...)
-    x = ops.reshape(x, (batch, turns, steps, *inner))
-    # (batch, turns, steps, ...) -> (turns, batch, steps, ...)
+    # (batch, time, ...) -> (batch, iterations, steps, ...)
+    x = ops.reshape(x, (batch, iterations, steps, *inner))
+    # (batch, iterations, steps, ...) -> (iterations, batch, steps, ...)
     return ops.swapaxes(x, 0, 1)
 
 
-def merge_turns(x):
-    turns, batch, steps, *inner = sizes(x)[1:]
-    # (1, turns, batch, steps, ...) -> (batch, turns, steps, ...)
+def merge_time(x):
+    iterations, batch, steps, *inner = sizes(x)[1:]
+    # (1, iterations, batch, steps, ...) -> (batch, iterations, steps, ...)
     x = ops.swapaxes(x[0], 0, 1)
-    # (batch, turns, steps, ...) -> (batch, time, ...)
-    return ops.reshape(x, (batch, turns * steps, *inner))
+    # (batch, iterations, steps, ...) -> (batch, time, ...)
+    return ops.reshape(x, (batch, iterations * steps, *inner))
 
 
 def expand(x, rank):
@@ -188,7 +192,7 @@ def expand(x, rank):
     return _reshape(x, (*sizes(x), *(1,) * (rank - len(x.shape))))
 
 
-def zeros_but_at(steps, x):
+def zeros_except_at(steps, x):
     """Puts zeros at the steps of `x` that `steps`, of booleans, leaves out."""
     if keras.backend.standardize_dtype(x.dtype) == "string":
         return x
@@ -220,7 +224,7 @@ def _broadcast_to(x, shape):
     return ops.broadcast_to(x, shape)
 
 
-def _but_ones(sizes):
+def _except_ones(sizes):
     return [size for size in sizes if not is_size(size, 1)] or [1]
 
 
@@ -232,6 +236,6 @@ def _product(batch, time):
     return None if batch is None or time is None else batch * time
 
 
-def _other_than_one(a, b):
+def _unless_one(a, b):
     # A size that is unknown until run time may turn out to be 1.
     return ops.where(ops.equal(a, 1), b, a) if ops.is_tensor(a) else a

@@ -49,15 +49,17 @@ def masks(layer, inputs, mask, compute_output_shape):
     aligned, output_masks = arguments.align(), None
     if layer.supports_masking:
         folded = aligned.fold()
-        seen = calling.masks_seen(layer, folded)
+        seen = calling.masks_for_layer(layer, folded)
         output_masks = layer.compute_mask(
             folded.tensors["inputs"], seen.get("mask", seen["inputs"])
         )
-        output_masks = masking.restore(output_masks, seen, aligned.masks)
+        output_masks = masking.restore_originals(
+            output_masks, seen, aligned.masks
+        )
     [output_masks] = calling.unfold([output_masks], aligned)
     try:
         outputs = symbols_of_shapes(compute_output_shape(trees.shapes(inputs)))
     except Exception:
         # Keras cannot tell them of the inputs alone.
         outputs = trees.map_tensors(lambda _: None, output_masks)
-    return calling.masks_leaving(layer, arguments, outputs, output_masks)
+    return calling.propagated_masks(layer, arguments, outputs, output_masks)

@@ -51,7 +51,7 @@ def forget_losses(layer, losses):
 
 
 def mask_of(x):
-    """The mask that rides on a tensor, if tensors have attributes.
+    """The mask attached to a tensor, if tensors have attributes.
 
     Keras has no public way to ask for it outside of the call of a layer.
     """
@@ -59,7 +59,7 @@ def mask_of(x):
 
 
 def set_mask(x, mask):
-    """Lets a mask ride on a tensor.
+    """Attaches a mask to a tensor.
 
     Raises:
         AttributeError: if tensors have no attributes.

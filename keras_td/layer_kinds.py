@@ -51,15 +51,15 @@ def reads_masks(layer):
     return bool(_mask_readers(layer))
 
 
-def is_users_own_reader(layer):
+def is_custom_reader(layer):
     """Whether only layers of a user's own read masks in a layer."""
     readers = _mask_readers(layer)
-    return bool(readers) and all(map(_is_users_own, readers))
+    return bool(readers) and all(map(_is_custom, readers))
 
 
-def has_own_masks(layer):
+def is_custom_with_mask(layer):
     """Whether a layer of a user's own does with a mask what it likes."""
-    return _is_users_own(layer) and _reads_masks_itself(layer)
+    return _is_custom(layer) and _reads_masks_itself(layer)
 
 
 def makes_masks(layer):
@@ -79,7 +79,7 @@ def makes_masks_inside(layer):
     return any(map(makes, internals.layers_of(layer, include_self=False)))
 
 
-def _is_users_own(layer):
+def _is_custom(layer):
     if isinstance(layer, keras.layers.Lambda):
         return True
     return not is_from(type(layer).call, "keras")

@@ -17,7 +17,7 @@ from keras_td.stateless import Carry
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """Calls of a layer, some in each turn of a loop.
+    """Calls of a layer, some in each iteration of a loop.
 
     Args:
         call: The `StatelessCall`.
@@ -32,25 +32,25 @@ class Loop:
     fixed: list
     changed: list
 
-    def run(self, carry, moving, turns, sizes):
-        """Makes calls on `sizes` steps in each turn.
+    def run(self, carry, moving, iterations, sizes):
+        """Makes calls on `sizes` steps in each iteration.
 
         Returns:
             Tuple of the outputs and of the new `Carry`.
         """
-        sequences, inputs_of = _sequences(moving, turns, sum(sizes))
+        sequences, inputs_of = _sequences(moving, iterations, sum(sizes))
         changing, constant = trees.split(carry.values, self.changed)
-        turn = _Turn(self, constant, sorted(carry.losses), inputs_of, sizes)
-        states = turn.states_of(carry, changing, ops.zeros((), "int32"))
-        _, outputs, states = internals.loop_over_time(turn, sequences, states)
-        # (1, turns, batch, steps, ...) -> (batch, time, ...)
-        outputs = map(folding.merge_turns, outputs)
-        outputs = trees.pack_tensors(turn.structure, outputs)
-        return outputs, turn.carry_of(states)
+        body = _Body(self, constant, sorted(carry.losses), inputs_of, sizes)
+        states = body.states_of(carry, changing, ops.zeros((), "int32"))
+        _, outputs, states = internals.loop_over_time(body, sequences, states)
+        # (1, iterations, batch, steps, ...) -> (batch, time, ...)
+        outputs = map(folding.merge_time, outputs)
+        outputs = trees.pack_tensors(body.structure, outputs)
+        return outputs, body.carry_of(states)
 
 
-class _Turn:
-    """A turn of a loop, as a cell of Keras's.
+class _Body:
+    """The body of a loop, as a cell of Keras's.
 
     The structure of its outputs is known once it is traced.
     """
@@ -130,19 +130,21 @@ def _as_list(token):
     return [] if token is None else [token]
 
 
-def _sequences(tensors, turns, steps):
+def _sequences(tensors, iterations, steps):
     """What the loop reads of tensors `(batch, time, ...)`.
 
     Returns:
-        Tuple of the tensor `(1, turns, features)` that the loop goes through,
-        and of the function that gives the tensors of a turn.
+        Tuple of the tensor `(1, iterations, features)` that the loop goes
+        through, and of the function that gives the tensors of an iteration.
     """
-    stacked = [folding.split_turns(x, turns, steps) for x in tensors]
-    floats = [trees.is_a(x, "float") for x in tensors]
+    stacked = [folding.split_time(x, iterations, steps) for x in tensors]
+    floats = [trees.has_dtype(x, "float") for x in tensors]
     read, indexed = trees.split(stacked, floats)
     specs = [(folding.sizes(x)[1:], x.dtype) for x in read]
-    read = [ops.reshape(x, (1, turns, -1)) for x in read]
-    sequences = ops.concatenate(read or [ops.zeros((1, turns, 1))], axis=-1)
+    read = [ops.reshape(x, (1, iterations, -1)) for x in read]
+    sequences = ops.concatenate(
+        read or [ops.zeros((1, iterations, 1))], axis=-1
+    )
 
     def inputs_of(inputs, index):
         read, start = [], 0

@@ -13,7 +13,7 @@ from keras_td import masks as masks_of
 from keras_td import trees
 
 
-def seen(masks, tensors, layer, valid):
+def for_layer(masks, tensors, layer, valid):
     """The masks that the wrapped layer sees, of folded ones.
 
     A mask of whole steps tells nothing about the inside of a step, so only
@@ -30,37 +30,36 @@ def seen(masks, tensors, layer, valid):
     """
     if not masks_of.any_mask(masks):
         return masks
-    users_own = layer_kinds.is_users_own_reader(layer)
-    needs_mask = "mask" in layer_kinds.required_options(layer)
-    keeps_state = layer_kinds.keeps_state(layer)
-
-    def see(mask, x):
-        if len(mask.shape) == 1 and keeps_state and len(x.shape) > 2:
-            # The state of a padded step is that of the step before.
-            mask = folding.repeat_along(mask, x)
-        if len(mask.shape) == 1:
-            like_any = users_own and len(x.shape) <= 2
-            return mask if like_any or needs_mask else None
-        if layer_kinds.is_recurrent(layer):
-            mask = _reduce(mask, 2)
-        if valid is not None:
-            padding = folding.expand(ops.logical_not(valid), len(mask.shape))
-            mask = ops.logical_or(mask, padding)
-        if layer_kinds.broadcasts_masks(layer):
-            mask = folding.expand(mask, len(x.shape))
-        return mask
-
+    see = functools.partial(_for_layer, layer, valid)
     return trees.map_tensors(see, masks, tensors)
 
 
-def tell_padding(masks, layer):
+def _for_layer(layer, valid, mask, x):
+    if len(mask.shape) == 1 and layer_kinds.keeps_state(layer):
+        # The state of a padded step is that of the step before.
+        mask = folding.repeat_along(mask, x) if len(x.shape) > 2 else mask
+    if len(mask.shape) == 1:
+        of_vectors = len(x.shape) <= 2 and layer_kinds.is_custom_reader(layer)
+        needed = "mask" in layer_kinds.required_options(layer)
+        return mask if of_vectors or needed else None
+    if layer_kinds.is_recurrent(layer):
+        mask = _reduce(mask, 2)
+    if valid is not None:
+        padding = folding.expand(ops.logical_not(valid), len(mask.shape))
+        mask = ops.logical_or(mask, padding)
+    if layer_kinds.broadcasts_masks(layer):
+        mask = folding.expand(mask, len(x.shape))
+    return mask
+
+
+def are_of_padding(masks, layer):
     """Whether all masks of a nest tell of padding.
 
     What is neither of booleans nor of steps, a layer of a user's own may take
     for weights, or add to its scores.
     """
-    return not layer_kinds.has_own_masks(layer) or all(
-        mask is None or len(mask.shape) == 2 or trees.is_a(mask, "bool")
+    return not layer_kinds.is_custom_with_mask(layer) or all(
+        mask is None or len(mask.shape) == 2 or trees.has_dtype(mask, "bool")
         for mask in trees.flatten(masks)
     )
 
@@ -78,14 +77,14 @@ class Original:
         self.mask = mask
 
 
-def outgoing(outputs, seen, originals):
+def output_masks(outputs, seen, originals):
     """The masks on the folded outputs of a layer.
 
     Returns:
         Nest of masks `(batch * time, ...)`. In place of one that the layer
         passed on untouched, it has the `Original` one.
     """
-    masks = restore(masks_of.get_masks(outputs), seen, originals)
+    masks = restore_originals(masks_of.get_masks(outputs), seen, originals)
 
     def of_rows(mask, y):
         rows = mask.shape[0], y.shape[0]
@@ -97,7 +96,7 @@ def outgoing(outputs, seen, originals):
     return trees.map_tensors(of_rows, masks, outputs)
 
 
-def restore(masks, seen, originals):
+def restore_originals(masks, seen, originals):
     """Puts the original masks in place of those passed on untouched."""
     if not masks_of.any_mask(masks):
         return masks
@@ -108,7 +107,7 @@ def restore(masks, seen, originals):
     )
 
 
-def originals_of(masks, cut, originals):
+def restore_uncut(masks, cut, originals):
     """Puts masks in place of those that were cut out of them."""
     original = {id(after): before for after, before in _pairs(cut, originals)}
 
@@ -142,7 +141,7 @@ def _unconverted(mask):
     return mask
 
 
-def fit(mask, shape):
+def reduce_to_fit(mask, shape):
     """A mask that fits an output: one of its leading axes, not of the last.
 
     Attention and pooling of public code pass on a mask of words to a vector for

@@ -1,4 +1,4 @@
-"""The masks that ride on tensors, as Keras lets them.
+"""The masks attached to tensors, as Keras attaches them.
 
 They are kept here in nests like those of their tensors, `None` where there is
 no mask.
@@ -20,7 +20,7 @@ from keras_td import trees
 
 
 def get_masks(tensors):
-    """The masks that ride on a nest of tensors."""
+    """The masks attached to a nest of tensors."""
     if trees.is_tensor(tensors):
         return _get_mask(tensors)
     return tree.map_structure(
@@ -29,7 +29,7 @@ def get_masks(tensors):
 
 
 def set_masks(tensors, masks):
-    """Lets the masks ride on their tensors."""
+    """Attaches masks to their tensors."""
 
     def set_one(x, mask):
         if mask is not None and trees.is_tensor(x):
@@ -75,11 +75,11 @@ def check(masks, tensors):
     trees.map_tensors(_check, masks, tensors)
 
 
-def passed_on(masks, layer):
+def without_warning(masks, layer):
     """Lets no layer warn of a mask that it only seems to destroy."""
     if layer.supports_masking or not any_of(masks):
         return contextlib.nullcontext()
-    return _silence.about(layer)
+    return _silence.of_layer(layer)
 
 
 class _Silence:
@@ -96,7 +96,7 @@ class _Silence:
         self.changed = collections.defaultdict(list)
 
     @contextlib.contextmanager
-    def about(self, layer):
+    def of_layer(self, layer):
         name = re.escape(f"Layer '{layer.name}' ")
         message = re.compile(f"{name}.* input with a mask")
         added = ("ignore", message, UserWarning, None, 0)
@@ -136,7 +136,7 @@ def _set_mask(x, mask):
 
 
 class _MaskWriter(keras.Layer):
-    """Lets the second of its inputs, a mask, ride on the first.
+    """Attaches the second of its inputs, a mask, to the first.
 
     Arrays that take no attributes (JAX's tracers, NumPy's arrays) have their
     masks in a table of Keras's own, which only the call of a layer reaches.

@@ -17,8 +17,8 @@ from keras import ops
 from keras_td import folding
 from keras_td import internals
 from keras_td import threads
-from keras_td.scopes import only_shapes_count
-from keras_td.scopes import uncast
+from keras_td.scopes import is_inferring_shapes
+from keras_td.scopes import without_autocast
 
 
 class _Known(threading.local):
@@ -35,7 +35,7 @@ def mixes_samples(layer):
     return bool(_normalizations(layer))
 
 
-def left_out(layer, valid):
+def left_out_of_statistics(layer, valid):
     """Lets each `BatchNormalization` in a layer leave padded samples out.
 
     Args:
@@ -46,24 +46,24 @@ def left_out(layer, valid):
     if valid is None and _known.valid is None:
         return contextlib.nullcontext()
     for normalization in _normalizations(layer):
-        if not _knows(normalization):
-            normalization.call = _CallOnValid(normalization)
-    return _valid_is(valid)
+        if not _is_patched(normalization):
+            normalization.call = _CallWithoutPadding(normalization)
+    return _valid_samples_are(valid)
 
 
 @contextlib.contextmanager
-def _valid_is(valid):
+def _valid_samples_are(valid):
     outer, _known.valid = _known.valid, valid
     try:
-        with threads.replaced(*_REMAT):
+        with threads.patched(*_REMAT):
             yield
     finally:
         _known.valid = outer
 
 
-def within_outer_call(arguments):
+def with_outer_validity(arguments):
     """Tells `Arguments` which steps are valid for a call around this one."""
-    if _known.valid is None or only_shapes_count():
+    if _known.valid is None or is_inferring_shapes():
         return arguments
     like = arguments.first
     valid = _of_samples(_known.valid, like)
@@ -84,21 +84,22 @@ def _normalizations(layer):
         and not internals.is_recomputed(inner)
         # To look at a signature takes long.
         and (
-            _knows(inner) or "mask" in inspect.signature(inner.call).parameters
+            _is_patched(inner)
+            or "mask" in inspect.signature(inner.call).parameters
         )
     ]
 
 
-def _knows(normalization):
-    return isinstance(vars(normalization).get("call"), _CallOnValid)
+def _is_patched(normalization):
+    return isinstance(vars(normalization).get("call"), _CallWithoutPadding)
 
 
-class _CallOnValid:
+class _CallWithoutPadding:
     """The call of a `BatchNormalization` that knows which samples are valid.
 
-    Keras has masks ride on tensors, and most layers lose them. So this takes
+    Keras attaches masks to tensors, and most layers lose them. So this takes
     the place of `call` on the layer at hand, which it leaves as it is outside
-    of `left_out`.
+    of `left_out_of_statistics`.
     """
 
     def __init__(self, normalization):
@@ -107,7 +108,7 @@ class _CallOnValid:
         self.__signature__ = inspect.signature(self.call)
 
     def __call__(self, *args, **kwargs):
-        if _known.valid is None or only_shapes_count():
+        if _known.valid is None or is_inferring_shapes():
             return self.call(*args, **kwargs)
         bound = self.__signature__.bind(*args, **kwargs)
         given = bound.arguments
@@ -127,14 +128,14 @@ class _CallOnValid:
             mask = ops.logical_and(folding.expand(mask, rank), rows)
         given["mask"] = mask
         state = self.normalization.non_trainable_variables
-        before = uncast(lambda: [ops.copy(v.value) for v in state])
+        before = without_autocast(lambda: [ops.copy(v.value) for v in state])
         outputs = self.call(*bound.args, **bound.kwargs)
         # Of padding alone there are no statistics.
-        uncast(_put_back_unless, ops.any(mask), state, before)
+        without_autocast(_restore_unless, ops.any(mask), state, before)
         return outputs
 
 
-def _put_back_unless(some, state, before):
+def _restore_unless(some, state, before):
     for variable, value in zip(state, before, strict=True):
         variable.assign(ops.where(some, variable.value, value))
 
@@ -148,7 +149,7 @@ class _Remat(threads.Function):
             return self.function(function)
 
         def knowing(*args, **kwargs):
-            with _valid_is(valid):
+            with _valid_samples_are(valid):
                 return function(*args, **kwargs)
 
         return self.function(knowing)

@@ -24,10 +24,10 @@ class Draws:
         self.seed = None
 
     @contextlib.contextmanager
-    def from_the_start(self):
+    def replayed(self):
         """Lets this thread draw these numbers, the first of them first."""
         outer = _thread.source
-        with kept_apart():
+        with drawing_per_thread():
             _thread.source = _Source(self, outer)
             try:
                 yield
@@ -35,13 +35,13 @@ class Draws:
                 _thread.source = outer
 
 
-def kept_apart():
+def drawing_per_thread():
     """Keeps the draws of threads apart, as each of `Draws` does, for longer."""
-    return threads.replaced(_FUNCTIONS)
+    return threads.patched(_FUNCTIONS)
 
 
 @contextlib.contextmanager
-def from_seeds():
+def seeded():
     """Lets this thread draw from Keras's seeds alone.
 
     Keras has a quicker dropout on PyTorch for a generator that was given no
@@ -49,7 +49,7 @@ def from_seeds():
     """
     outer, _thread.seeded = _thread.seeded, True
     try:
-        with threads.replaced(_INITIAL_SEED):
+        with threads.patched(_INITIAL_SEED):
             yield
     finally:
         _thread.seeded = outer
@@ -73,7 +73,7 @@ def shared_seeds(variables, values):
     def sharing():
         for variable, seed in seeds:
             variable.assign(seed)
-        with draws.from_the_start(), from_seeds():
+        with draws.replayed(), seeded():
             yield
 
     return sharing
@@ -117,10 +117,10 @@ class _InitialSeed:
     def __set__(self, generator, seed):
         vars(generator)[internals.INITIAL_SEED] = seed
 
-    def replace(self):
+    def patch(self):
         setattr(keras.random.SeedGenerator, internals.INITIAL_SEED, self)
 
-    def put_back(self):
+    def restore(self):
         delattr(keras.random.SeedGenerator, internals.INITIAL_SEED)
 
 
@@ -130,13 +130,13 @@ _INITIAL_SEED = _InitialSeed()
 class _Functions(tuple):
     """Functions of modules that draw for the thread that calls them."""
 
-    def replace(self):
+    def patch(self):
         for function in self:
-            function.replace()
+            function.patch()
 
-    def put_back(self):
+    def restore(self):
         for function in self:
-            function.put_back()
+            function.restore()
 
 
 class _Function(threads.Function):

@@ -12,7 +12,7 @@ from keras_td import layer_kinds
 from keras_td import randomness
 from keras_td import trees
 
-# Whether a turn of a loop is traced.
+# Whether the body of a loop is traced.
 in_loop: contextvars.ContextVar = contextvars.ContextVar(
     "in_loop", default=False
 )
@@ -20,14 +20,14 @@ in_loop: contextvars.ContextVar = contextvars.ContextVar(
 
 def values_for(layer, values):
     """The values of a layer's variables, as a recomputed call takes them."""
-    if _may_recompute(layer):
+    if _may_use_remat(layer):
         return values
     # TensorFlow's variables, if no tensors are made of them, get gradients
     # twice.
     return list(map(_as_tensor, values))
 
 
-def _may_recompute(layer):
+def _may_use_remat(layer):
     """Whether a layer inside may use `keras.remat` by itself."""
     return any(
         internals.is_recomputed(inner)
@@ -79,7 +79,7 @@ class _Recomputed:
         flat = trees.merge(floats, self.others, self.are_floats)
         fixed, values, *nests = trees.pack(self.nests, flat)
         again = self.structure is not None
-        with self.draws.from_the_start(), _passing_errors(again):
+        with self.draws.replayed(), _unfiltered_tracebacks(again):
             token, results = self.call(
                 token, fixed, _order_gradients(token, values), *nests
             )
@@ -127,7 +127,7 @@ def _order_gradients(token, values):
 
 
 @contextlib.contextmanager
-def _passing_errors(again):
+def _unfiltered_tracebacks(again):
     """Lets an error pass as it is where a call is computed again.
 
     PyTorch ends a recomputation with an exception. Keras would make another of
@@ -145,7 +145,7 @@ def _passing_errors(again):
 
 def _to_floats(x):
     """Makes floats of a tensor, 16 bits of an integer in each."""
-    if not trees.is_a(x, "int", "bool"):
+    if not trees.has_dtype(x, "int", "bool"):
         return x
     digits, x = [], x if _bytes(x.dtype) > 2 else ops.cast(x, "int32")
     for _ in range(max(_bytes(x.dtype) // 2, 1) - 1):
@@ -155,7 +155,7 @@ def _to_floats(x):
 
 
 def _from_floats(x, like):
-    if not trees.is_a(like, "int", "bool"):
+    if not trees.has_dtype(like, "int", "bool"):
         return x
     dtype = trees.dtype(like)
     whole = dtype if _bytes(dtype) > 2 else "int32"
@@ -179,4 +179,4 @@ def _as_tensor(x):
 
 
 def _has_gradients(x):
-    return trees.is_a(x, "float", "complex")
+    return trees.has_dtype(x, "float", "complex")

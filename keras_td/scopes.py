@@ -10,7 +10,7 @@ from keras_td import internals
 from keras_td import threads
 
 
-class _Uncast(keras.Layer):
+class _WithoutAutocast(keras.Layer):
     """Calls a function in which variables have the dtype of their own.
 
     In the call of a layer of mixed precision they have not, and on PyTorch keep
@@ -25,15 +25,15 @@ class _Uncast(keras.Layer):
         return function()
 
 
-_uncast = _Uncast()
+_without_autocast = _WithoutAutocast()
 
 
-def uncast(function, *args):
+def without_autocast(function, *args):
     """Calls a function in which variables have the dtype of their own."""
-    return _uncast(function=lambda: function(*args))
+    return _without_autocast(function=lambda: function(*args))
 
 
-def only_shapes_count():
+def is_inferring_shapes():
     """Whether Keras only infers the shapes and dtypes of a call."""
     with keras.SymbolicScope() as scope:
         return scope.original_scope is not None
@@ -54,10 +54,10 @@ def uncompiled(layer):
         found += [
             method
             for method in methods
-            if method in threads.replaced.threads
+            if method in threads.patched.threads
             or method.name not in vars(inner)
         ]
-    return threads.replaced(*found)
+    return threads.patched(*found)
 
 
 def _compiled(methods):
@@ -82,12 +82,12 @@ class _Method(NamedTuple):
     compiled: Any
     own: bool
 
-    def replace(self):
+    def patch(self):
         bound = () if self.own else (self.layer,)
         function = functools.partial(self.compiled.python_function, *bound)
         setattr(self.layer, self.name, function)
 
-    def put_back(self):
+    def restore(self):
         if self.own:
             setattr(self.layer, self.name, self.compiled)
         else:

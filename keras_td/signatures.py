@@ -7,7 +7,7 @@ from keras_td import trees
 _NAMES = "_names_of_last_args"
 
 
-def keep_apart(call, args, kwargs):
+def to_positional(call, args, kwargs):
     """Keeps tensors by name apart from other values by name.
 
     Keras refuses a catch-all that holds both, so there the tensors travel by
@@ -27,8 +27,8 @@ def keep_apart(call, args, kwargs):
     return (*args, *tensors), {**kwargs, _NAMES: names}
 
 
-def put_together(args, kwargs):
-    """Undoes `keep_apart`.
+def from_positional(args, kwargs):
+    """Undoes `to_positional`.
 
     Returns:
         Tuple of the tensors by position, of those by name, and of the options,

@@ -7,10 +7,10 @@ import itertools
 from keras import ops
 
 from keras_td import building
+from keras_td import errors
 from keras_td import folding
 from keras_td import losses
 from keras_td import masking
-from keras_td import mistakes
 from keras_td import padding
 from keras_td import randomness
 from keras_td import remat
@@ -38,17 +38,17 @@ def call_steps(call, layer, arguments, options):
         calls, averaged over the steps.
     """
     steps, training = options.steps, options.training
-    arguments = padding.within_outer_call(arguments)
+    arguments = padding.with_outer_validity(arguments)
     if not (steps or options.remat):
         return call(arguments), []
-    if scopes.only_shapes_count() or arguments.is_symbolic:
+    if scopes.is_inferring_shapes() or arguments.is_symbolic:
         return _infer(call, arguments, steps), []
     if not folding.has_size(arguments.time):
         # A program for any number of steps cannot tell that of the calls.
         if not training:
             return call(arguments), []
         if steps:
-            raise mistakes.no_training_in_any_time(arguments.time)
+            raise errors.no_training_in_any_time(arguments.time)
     first = arguments.first_steps(steps)
     building.build_inner_layers(layer, call, first, training)
     return _call_in_order(call, layer, arguments, options)
@@ -61,7 +61,7 @@ def _infer(call, arguments, steps):
     if steps is None:
         return outputs, output_masks
     of_all = functools.partial(folding.with_time, time=arguments.time)
-    output_masks = masking.originals_of(
+    output_masks = masking.restore_uncut(
         output_masks, first.masks, arguments.masks
     )
     return tuple(trees.map_tensors(of_all, n) for n in (outputs, output_masks))
@@ -70,7 +70,7 @@ def _infer(call, arguments, steps):
 def _call_in_order(call, layer, arguments, options):
     apart = contextlib.nullcontext
     if options.share_randomness:
-        apart = randomness.kept_apart
+        apart = randomness.drawing_per_thread
     call = _CallOnLists(call, arguments)
     while True:
         try:

@@ -5,7 +5,7 @@ import contextlib
 import threading
 
 
-class Replaced:
+class Patches:
     """Replaces things with the first thread to enter, until the last leaves."""
 
     def __init__(self):
@@ -17,7 +17,7 @@ class Replaced:
         with self.lock:
             for thing in things:
                 if not self.threads[thing]:
-                    thing.replace()
+                    thing.patch()
                 self.threads[thing] += 1
         try:
             yield
@@ -25,13 +25,13 @@ class Replaced:
             with self.lock:
                 for thing in things:
                     if self.threads[thing] == 1:
-                        thing.put_back()
+                        thing.restore()
                         del self.threads[thing]
                     else:
                         self.threads[thing] -= 1
 
 
-replaced = Replaced()
+patched = Patches()
 
 
 class Function:
@@ -44,12 +44,12 @@ class Function:
         self.owner = owner
         self.name = name
 
-    def replace(self):
+    def patch(self):
         self.own = self.name in vars(self.owner)
         self.function = getattr(self.owner, self.name)
         setattr(self.owner, self.name, self)
 
-    def put_back(self):
+    def restore(self):
         if self.own:
             setattr(self.owner, self.name, self.function)
         else:

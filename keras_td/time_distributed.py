@@ -10,10 +10,10 @@ import keras
 
 from keras_td import building
 from keras_td import calling
+from keras_td import errors
 from keras_td import inference
 from keras_td import internals
 from keras_td import layer_kinds
-from keras_td import mistakes
 from keras_td import signatures
 from keras_td import stepping
 from keras_td.arguments import gather_call
@@ -59,8 +59,8 @@ class TimeDistributed(keras.layers.TimeDistributed):
         steps_per_call: How many time steps one call of the layer sees. `None`,
             the default, is all of them. With `k`, the layer is called
             `ceil(time / k)` times in order, and its state passes from each call
-            to the next: less memory is in use at a time. With 1, layers whose
-            samples meet, such as `BatchNormalization` in training, give the
+            to the next: less memory is in use at a time. With 1, layers that
+            mix samples, such as `BatchNormalization` in training, give the
             numbers of `keras.layers.TimeDistributed`. The losses that the layer
             adds must be scalars, and are averaged over the steps of the calls
             that add them.
@@ -84,7 +84,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
         training: Whether the layer behaves as in training or as in inference.
             Reaches every layer inside.
         mask: Boolean mask of shape `(batch, time)` or `(batch, time, ...)`, in
-            the structure of `inputs`. Defaults to the masks that ride on
+            the structure of `inputs`. Defaults to the masks attached to
             `inputs`. The wrapped layer sees the slice's mask, where it says
             something about the inside of a step; a step without anything valid
             is hidden from it, and comes out as zeros where the layer reads
@@ -118,10 +118,10 @@ class TimeDistributed(keras.layers.TimeDistributed):
         share_randomness: bool = False,
         **kwargs: Unpack[LayerOptions],
     ) -> None:
-        mistakes.check_layer(layer)
+        errors.check_layer(layer)
         if kwargs.get("dtype") is None:
             kwargs["dtype"] = layer_kinds.unquantized(layer.dtype_policy)
-        mistakes.check_options(
+        errors.check_options(
             steps_per_call, remat=remat, share_randomness=share_randomness
         )
         supports_masking = kwargs.pop("supports_masking", True)
@@ -135,7 +135,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
             layer.trainable = False
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = signatures.keep_apart(self.call, args, kwargs)
+        args, kwargs = signatures.to_positional(self.call, args, kwargs)
         with building.for_call(self, inputs, args, kwargs):
             return super().__call__(inputs, *args, **kwargs)
 
@@ -179,7 +179,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
             self.add_loss(loss)
         # Where a subclass has its own `compute_mask`, Keras asks that.
         if self.supports_masking and not self._overrides("compute_mask"):
-            calling.set_masks_leaving(self.layer, arguments, *results)
+            calling.propagate_masks(self.layer, arguments, *results)
         outputs, _ = results
         return outputs
 

@@ -101,7 +101,7 @@ def dtype(x):
     return keras.backend.standardize_dtype(x.dtype)
 
 
-def is_a(x, *kinds):
+def has_dtype(x, *kinds):
     """Whether the name of a tensor's dtype has one of `kinds` in it."""
     known = getattr(x, "dtype", None) is not None
     return known and any(kind in dtype(x) for kind in kinds)

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_td import internals
 from keras_td import trees
-from keras_td.scopes import uncast
+from keras_td.scopes import without_autocast
 
 # Of each layer, the variables that it was found to use.
 _untracked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -37,7 +37,9 @@ def used_by(layer):
 
 def values_of(variables, layer):
     """The values of variables, in their own dtype."""
-    return uncast(_values_of, variables, _are_weights(variables, layer))
+    return without_autocast(
+        _values_of, variables, _are_weights(variables, layer)
+    )
 
 
 def _values_of(variables, are_weights):
@@ -80,7 +82,7 @@ def assign(variables, layer, old, new):
         for variable, value, is_new in zip(variables, new, changed, strict=True)
         if is_new
     ]
-    uncast(_assign, updates)
+    without_autocast(_assign, updates)
 
 
 def _assign(updates):
@@ -90,7 +92,7 @@ def _assign(updates):
 
 def _gradients_of(x, value):
     """Gives `value` the gradients of `x`."""
-    if not trees.is_a(x, "float"):
+    if not trees.has_dtype(x, "float"):
         return value
     zero = x - ops.stop_gradient(x)
     return value + ops.where(ops.isfinite(x), zero, 0)

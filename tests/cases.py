@@ -44,8 +44,8 @@ class Case:
     values: str = "normal"
     # It draws random numbers in training.
     random: bool = False
-    # The samples of a batch meet: "in training", or "always".
-    samples_meet: str = ""
+    # The samples of a batch are mixed: "in training", or "always".
+    mixes_samples: str = ""
     differentiable: bool = True
     # The backends that Keras has it for; () for all.
     only: tuple[str, ...] = ()
@@ -277,7 +277,7 @@ LAYERS = [
     Case("Multiply", [VECTOR, VECTOR]),
     Case("Subtract", [VECTOR, VECTOR]),
     # Normalization
-    Case("BatchNormalization", (6, 6, 3), samples_meet="in training"),
+    Case("BatchNormalization", (6, 6, 3), mixes_samples="in training"),
     Case("GroupNormalization", IMAGE, {"groups": 3}),
     Case("LayerNormalization", VECTOR),
     Case("RMSNormalization", VECTOR),
@@ -287,7 +287,7 @@ LAYERS = [
         "SpectralNormalization",
         VECTOR,
         make_own=lambda: layers.SpectralNormalization(layers.Dense(4)),
-        samples_meet="in training",
+        mixes_samples="in training",
     ),
     # Regularization
     Case("ActivityRegularization", VECTOR, {"l2": 0.1}),
@@ -325,7 +325,7 @@ LAYERS = [
         "GRU, stateful",
         SEQUENCE,
         {"units": 4, "stateful": True},
-        samples_meet="always",
+        mixes_samples="always",
         static_batch=True,
     ),
     Case("RNN", SEQUENCE, make_own=lambda: layers.RNN(layers.GRUCell(4))),
@@ -434,24 +434,24 @@ LAYERS = [
     Case("Resizing", IMAGE, {"height": 5, "width": 6}),
     # Augmentation
     # It mixes the images of a batch with the same weights.
-    image("AugMix", samples_meet="in training"),
+    image("AugMix", mixes_samples="in training"),
     image("AutoContrast", random=False),
     image(
         "ContrastLimitedAdaptiveHistogramEqualization",
         {"tile_grid_size": (2, 2)},
         random=False,
     ),
-    image("CutMix", samples_meet="in training"),
+    image("CutMix", mixes_samples="in training"),
     # It takes one histogram of the whole batch.
-    image("Equalization", random=False, samples_meet="always"),
+    image("Equalization", random=False, mixes_samples="always"),
     Case(
         "MaxNumBoundingBoxes",
         {"images": IMAGE, "bounding_boxes": {"boxes": (4, 4), "labels": (4,)}},
         {"max_number": 3, "bounding_box_format": "xyxy"},
         differentiable=False,
     ),
-    image("Mosaic", samples_meet="in training"),
-    image("MixUp", samples_meet="in training"),
+    image("Mosaic", mixes_samples="in training"),
+    image("MixUp", mixes_samples="in training"),
     Case(
         "Pipeline",
         IMAGE,
@@ -460,18 +460,18 @@ LAYERS = [
         ),
     ),
     # It applies the same operations to all images of a batch.
-    image("RandAugment", samples_meet="in training"),
+    image("RandAugment", mixes_samples="in training"),
     image("RandomBrightness", {"factor": 0.5}),
     image("RandomColorDegeneration", {"factor": 0.5}),
     image("RandomColorJitter", {"brightness_factor": 0.5}),
     image("RandomContrast", {"factor": 0.5}),
     # It crops a whole batch at one place.
-    image("RandomCrop", {"height": 5, "width": 6}, samples_meet="in training"),
+    image("RandomCrop", {"height": 5, "width": 6}, mixes_samples="in training"),
     image("RandomElasticTransform"),
     image("RandomErasing", {"scale": 0.5}),
     image("RandomFlip"),
     # It blurs a whole batch alike.
-    image("RandomGaussianBlur", {"sigma": 1.0}, samples_meet="in training"),
+    image("RandomGaussianBlur", {"sigma": 1.0}, mixes_samples="in training"),
     image("RandomGrayscale"),
     image("RandomHue", {"factor": 0.5}),
     image("RandomInvert", {"factor": 0.5}),
@@ -504,7 +504,10 @@ LAYERS = [
 COMPOSITES = [
     Case("Sequential", VECTOR, make_own=custom.dense_stack),
     Case(
-        "Sequential CNN", IMAGE, make_own=custom.cnn, samples_meet="in training"
+        "Sequential CNN",
+        IMAGE,
+        make_own=custom.cnn,
+        mixes_samples="in training",
     ),
     Case(
         "Sequential encoder of sentences",
@@ -578,7 +581,7 @@ def application(name, **config):
         (32, 32, 3),
         make_own=make,
         values="image",
-        samples_meet="in training",
+        mixes_samples="in training",
         slow=True,
     )
 

@@ -87,7 +87,7 @@ LIMITS = [
     Limit("GRU, stateful", FIT, "It changes the states that the gradients need.", ("torch",)),
     Limit("JaxLayer", (), "Keras asks for TensorFlow beside JAX to call it.", ("jax",)),
     Limit("MaxNumBoundingBoxes", COMPILED + FIT, "It pads by a size that JAX does not know.", ("jax",)),
-    Limit("MultiHeadAttention, by name", EAGER_FIT + BARE_FIT, "No loss can take the mask that rides on the scores."),
+    Limit("MultiHeadAttention, by name", EAGER_FIT + BARE_FIT, "No loss can take the mask attached to the scores."),
     Limit("RNN, of stacked cells", SYMBOLIC, "Its states nest otherwise in a symbolic call."),
     Limit("RandomCrop", SYMBOLIC + EAGER_FIT + BARE_FIT, "In inference it leaves most images whole."),
     Limit("RandomCrop", SHARED_FIT, "In inference it leaves most images whole.", ("jax", "torch")),

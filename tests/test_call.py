@@ -21,7 +21,7 @@ from limits import no_worse_than_plain
 from reference import assert_close
 from reference import gradients
 
-each_separate = each([c for c in CASES if c.samples_meet != "always"])
+each_separate = each([c for c in CASES if c.mixes_samples != "always"])
 each_training = pytest.mark.parametrize("training", [False, True])
 
 
@@ -51,10 +51,10 @@ def test_equals_one_call_on_the_steps_as_samples(case, training, rng):
 
 
 @needs("training")
-@each([c for c in CASES if c.differentiable and c.samples_meet != "always"])
+@each([c for c in CASES if c.differentiable and c.mixes_samples != "always"])
 @no_worse_than_plain
 def test_has_the_gradients_of_a_loop(case, rng):
-    training = not (case.random or case.samples_meet)
+    training = not (case.random or case.mixes_samples)
     layer = case.make()
     td = case.wrap(layer)
     arrays = case.arrays(rng)

@@ -112,7 +112,7 @@ class Inside(keras.Layer):
     [
         c
         for c in CASES
-        if c.values in ("normal", "image") and c.samples_meet != "always"
+        if c.values in ("normal", "image") and c.mixes_samples != "always"
     ]
 )
 @no_worse_than_plain

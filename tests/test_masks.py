@@ -53,7 +53,7 @@ def assert_equal(actual, expected):
 
 
 def masked(case, args, make):
-    """Lets masks of `(batch, time)` ride on inputs.
+    """Attaches masks of `(batch, time)` to inputs.
 
     On those of a bare layer, they are masks of positions.
     """
@@ -64,7 +64,7 @@ def masked(case, args, make):
     return inputs, *args[1:]
 
 
-@each([c for c in CASES if c.samples_meet != "always"])
+@each([c for c in CASES if c.mixes_samples != "always"])
 @no_worse_than_plain
 def test_a_masked_tail_changes_nothing_before_it(case, rng):
     args, kwargs = case.arrays(rng)
@@ -211,7 +211,7 @@ def test_the_layer_sees_the_mask_of_the_slice():
     assert_equal(recorder.masks[0], SHOWN)
 
 
-def test_a_mask_that_rides_on_the_inputs_reaches_the_layer():
+def test_a_mask_attached_to_the_inputs_reaches_the_layer():
     recorder = Recorder()
 
     TimeDistributed(recorder)(
@@ -221,7 +221,7 @@ def test_a_mask_that_rides_on_the_inputs_reaches_the_layer():
     assert_equal(recorder.masks[0], SHOWN)
 
 
-def test_a_mask_that_is_given_goes_before_one_that_rides():
+def test_a_mask_that_is_given_goes_before_one_that_is_attached():
     recorder = Recorder()
     x = with_mask(np.ones((2, 2, 3, 4), "float32"), ~WORDS)
 
@@ -249,7 +249,7 @@ def test_each_input_has_its_own_mask(as_nest):
     assert_equal(mask_of(outputs), SENTENCES | ~SENTENCES)
 
 
-def test_masks_ride_on_nested_inputs():
+def test_masks_are_attached_to_nested_inputs():
     recorder = Recorder()
     x = np.ones((2, 2, 3, 4), "float32")
 
@@ -305,14 +305,14 @@ def test_a_mask_that_is_given_is_not_seen_by_layers_inside(steps):
     layer = Holds()
     td = TimeDistributed(layer, steps_per_call=steps)
 
-    # As by hand: what is given is the layer's, what rides goes on.
+    # As by hand: what is given is the layer's, what is attached goes on.
     td(x, mask=WORDS)
     given = layer.inside.masks[-1]
     td(with_mask(x, WORDS))
-    riding = layer.inside.masks[-1]
+    attached = layer.inside.masks[-1]
 
     assert given is None
-    assert_equal(riding, SHOWN if steps is None else SHOWN[1::2])
+    assert_equal(attached, SHOWN if steps is None else SHOWN[1::2])
 
 
 class OwnNorm(keras.Layer):

@@ -27,7 +27,7 @@ OLDER = ["Resizing"] if KERAS < (3, 15) else []
 ANY = [
     c
     for c in CASES
-    if c.samples_meet != "always" and not (c.slow or c.only or c.name in OLDER)
+    if c.mixes_samples != "always" and not (c.slow or c.only or c.name in OLDER)
 ]
 ONE_INPUT = [c for c in ANY if len(c.step_shapes) == 1 and not c.options]
 SEVERAL_INPUTS = [c for c in ANY if len(c.step_shapes) > 1]

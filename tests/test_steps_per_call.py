@@ -48,7 +48,7 @@ SOME = [
 # PyTorch says so of the slice of one step, by hand too.
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*searchsorted:UserWarning")
 @pytest.mark.parametrize("steps", [1, 2])
-@each([c for c in CASES if c.samples_meet != "always"])
+@each([c for c in CASES if c.mixes_samples != "always"])
 @no_worse_than_plain
 def test_calls_on_some_steps_equal_one_call(case, steps, rng):
     args, kwargs = case.arrays(rng)

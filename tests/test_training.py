@@ -24,7 +24,7 @@ from reference import as_numpy
 from reference import assert_close
 from reference import normal
 
-SEPARATE = [c for c in CASES if not c.samples_meet]
+SEPARATE = [c for c in CASES if not c.mixes_samples]
 
 
 @each([c for c in SEPARATE if not c.random])

@@ -80,7 +80,7 @@ def no_training_in_any_time(time):
 
 
 @contextlib.contextmanager
-def of_fixed_batch(layer, x):
+def told_of_fixed_batch(layer, x):
     """Tells why a layer fails on other samples than it was made for."""
     try:
         yield
