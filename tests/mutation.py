@@ -7,6 +7,7 @@ Keras takes longer than most faults live. A fault whose tests never end counts
 as found.
 """
 
+import collections
 import concurrent.futures
 import difflib
 import json
@@ -26,6 +27,7 @@ from cosmic_ray.plugins import get_operator
 from cosmic_ray.plugins import operator_names
 
 SECONDS = 900
+NOTES = pathlib.Path(tempfile.mkdtemp())
 # No size is a tensor on PyTorch; on TensorFlow, tests of unknown sizes fail.
 UNKNOWN_SIZES = "PyTorch knows all sizes"
 # PyTorch's tensors take attributes; on JAX, the tests of masks fail.
@@ -49,22 +51,41 @@ EXPLAINED = {
     **{f"return inputs[ {i}]": ATTRIBUTES for i in (-1, 0, 1, 2)},
     "return mask if len(mask.shape) != 1 else None": "no mask has fewer axes",
 }
-# They ask which variables, and whether what is equal is the same: classes are.
-NOT_USED = ("VariableReplacer", "VariableInserter", "Is_Eq", "IsNot_NotEq")
-# What is quick comes first: one test that fails is enough.
-QUICK = ["folding", "arguments", "errors", "empty", "masks"]
-RUNS = [[f"tests/test_{name}.py" for name in QUICK], ["tests"]]
+# They ask which variables.
+NOT_USED = ("VariableReplacer", "VariableInserter")
+# Two ways to swap one operator for another are enough: to another sum, or to
+# the opposite comparison and past its bound.
+SWAPS = {
+    "BinaryOperator": ("_Add", "_Sub"),
+    "ComparisonOperator": (
+        "_Is_IsNot",
+        "_IsNot_Is",
+        "_Eq_NotEq",
+        "_NotEq_Eq",
+        "_Eq_GtE",
+        "_NotEq_Lt",
+        "_Lt_GtE",
+        "_Lt_LtE",
+        "_LtE_Gt",
+        "_LtE_Lt",
+        "_Gt_LtE",
+        "_Gt_GtE",
+        "_GtE_Lt",
+        "_GtE_Gt",
+    ),
+}
+# One test that fails is enough. So what has found other faults of a module
+# comes first, then what is quick, and then all.
+MOST_OFTEN = 25
+QUICK = ["folding", "arguments", "errors", "empty"]
 
 
 def faults(path):
     """Yields each fault of a module: its operator, and the code with it."""
     code = path.read_text()
     for name in operator_names():
-        # Two ways to swap one operator for another are enough.
-        swaps = "BinaryOperator" in name
-        if name.endswith(NOT_USED) or (
-            swaps and not name.endswith(("_Add", "_Sub"))
-        ):
+        swaps = next((SWAPS[kind] for kind in SWAPS if kind in name), "")
+        if name.endswith(NOT_USED) or not name.endswith(swaps):
             continue
         occurrence = 0
         while mutated := mutate_code(code, get_operator(name)(), occurrence):
@@ -72,6 +93,23 @@ def faults(path):
             if mutated.count("strict=True") == code.count("strict=True"):
                 yield name, mutated
             occurrence += 1
+
+
+class Finders:
+    """Notes the tests that find faults of a module, and tells the best."""
+
+    def __init__(self, path):
+        self.notes = NOTES / path.name
+        self.notes.touch()
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            with self.notes.open("a") as notes:
+                notes.write(f"{report.nodeid}\n")
+
+    def most_often(self):
+        found = collections.Counter(self.notes.read_text().splitlines())
+        return [test for test, _ in found.most_common(MOST_OFTEN)]
 
 
 def passes(path, code):
@@ -88,7 +126,12 @@ def passes(path, code):
         os.dup2(silence, 2)
         signal.alarm(SECONDS)
         options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
-        failed = any(pytest.main([*options, *tests]) for tests in RUNS)
+        finders = Finders(path)
+        quick = [f"tests/test_{name}.py" for name in QUICK]
+        runs = filter(None, [finders.most_often(), quick, ["tests"]])
+        failed = any(
+            pytest.main([*options, *tests], [finders]) for tests in runs
+        )
     os._exit(failed)
 
 
