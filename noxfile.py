@@ -177,7 +177,7 @@ def scenarios(session, backend):
     session.install("-e", ".", *groups(backend))
     reports = pathlib.Path("build", "scenarios").resolve()
     reports.mkdir(parents=True, exist_ok=True)
-    script = ("python", "benchmarks/scenarios.py")
+    script = ("python", "benchmarks/scenarios")
     report = str(reports / f"{backend}.json")
     session.run(*script, "--json", report, *session.posargs)
     files = [reports / f"{name}.json" for name in BACKENDS]
