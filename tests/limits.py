@@ -11,7 +11,7 @@ import functools
 import keras
 import pytest
 
-from cases import BACKEND
+from case import BACKEND
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,12 @@ from keras import ops
 from keras import tree
 
 from backends import needs
+from case import leaves
+from case import one_or_all
+from case import with_leaves
 from cases import CASES
 from cases import each
 from cases import each_case
-from cases import leaves
-from cases import one_or_all
-from cases import with_leaves
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
 from reference import assert_close

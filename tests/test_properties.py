@@ -11,12 +11,12 @@ from keras import tree
 
 from backends import KERAS
 from backends import LIMITS
-from cases import BATCH
+from case import BATCH
+from case import TIME
+from case import leaves
+from case import with_leaves
 from cases import CASES
-from cases import TIME
 from cases import each
-from cases import leaves
-from cases import with_leaves
 from keras_td import TimeDistributed
 from nests import nests_of
 from reference import as_numpy

@@ -11,10 +11,10 @@ from keras import layers
 from keras import ops
 from keras import tree
 
+from case import leaves
+from case import one_or_all
 from cases import BY_NAME
 from cases import each_case
-from cases import leaves
-from cases import one_or_all
 from custom import CUSTOM
 from custom import TwoInputs
 from custom import dense_stack

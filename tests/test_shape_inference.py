@@ -11,14 +11,14 @@ from keras import ops
 from keras import tree
 
 from backends import needs
-from cases import BATCH
+from case import BATCH
+from case import TIME
+from case import leaves
+from case import with_leaves
 from cases import BY_NAME
 from cases import CASES
-from cases import TIME
 from cases import each
 from cases import each_case
-from cases import leaves
-from cases import with_leaves
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
 from reference import dtype

@@ -9,11 +9,11 @@ from keras import tree
 
 from backends import needs
 from backends import with_and_without_remat
+from case import leaves
+from case import one_or_all
+from case import with_leaves
 from cases import CASES
 from cases import each
-from cases import leaves
-from cases import one_or_all
-from cases import with_leaves
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
 from reference import as_numpy
