@@ -21,7 +21,7 @@ import pathlib
 import platform
 import time
 
-import apart
+import isolated
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -225,7 +225,7 @@ def memory(who, name, steps):
     contender.train()
     # Makes what steps share, such as the iterator on TensorFlow.
     contender.train()
-    peak = apart.peak_memory if device() == "CPU" else peak_of_device
+    peak = isolated.peak_memory if device() == "CPU" else peak_of_device
     return [peak(contender.train) for _ in range(MEMORY_ROUNDS)]
 
 
@@ -272,15 +272,15 @@ def times(those, name, steps):
 
     found = {}
     builds = [functools.partial(build, who) for who in those]
-    found["building"] = apart.take_turns(builds, STARTS, SECONDS)
+    found["building"] = isolated.interleave(builds, STARTS, SECONDS)
     starts = [functools.partial(start, who) for who in those]
     rounds = len(found["building"])
-    found["first train step"] = apart.take_turns(starts, rounds, SECONDS)
+    found["first train step"] = isolated.interleave(starts, rounds, SECONDS)
     for part, method in OFTEN.items():
         again = [getattr(entrants[who], method) for who in those]
         for function in again:
             function()
-        found[part] = apart.take_turns(again, ROUNDS, SECONDS)
+        found[part] = isolated.interleave(again, ROUNDS, SECONDS)
     return {
         part: dict(zip(those, zip(*rounds, strict=True), strict=True))
         for part, rounds in found.items()
@@ -326,20 +326,20 @@ def measure_cell(name, steps, missing, advance):
     for who in contenders(name):
         if who not in missing:
             try:
-                found[who] = apart.measure_apart(
+                found[who] = isolated.measure_in_process(
                     "memory",
                     who,
                     name,
                     steps,
-                    env=apart.FREE_AT_ONCE,
+                    env=isolated.FREE_AT_ONCE,
                     timeout=LIMITS.get(who),
                 )
-            except apart.Missing as error:
+            except isolated.Missing as error:
                 missing[who] = str(error)
         advance()
     try:
-        seconds = apart.measure_apart("times", list(found), name, steps)
-    except apart.Missing as error:
+        seconds = isolated.measure_in_process("times", list(found), name, steps)
+    except isolated.Missing as error:
         seconds = {part: {} for part in PARTS}
         missing |= dict.fromkeys(found, str(error))
     advance()
@@ -357,7 +357,7 @@ def versions():
 def code():
     """Tells what is measured, and how, from another state of it."""
     files = sorted(HERE.parent.glob("keras_td/*.py"))
-    files += [HERE / "apart.py", HERE / "bench.py"]
+    files += [HERE / "isolated.py", HERE / "bench.py"]
     texts = [path.read_bytes() for path in files]
     return hashlib.sha256(b"".join(texts)).hexdigest()[:12]
 
@@ -402,7 +402,7 @@ def missing_before(cells, name):
 def main():
     import keras
 
-    where = apart.measure_apart("device")
+    where = isolated.measure_in_process("device")
     run = about(where)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{BACKEND}-{where.replace(' ', '-')}.json"
@@ -432,4 +432,4 @@ def main():
 
 
 if __name__ == "__main__":
-    apart.run(__doc__, measure, main)
+    isolated.run(__doc__, measure, main)

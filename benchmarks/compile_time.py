@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 
-import apart
+import isolated
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -61,7 +61,7 @@ def measure_all():
     for repetition in range(max(REPETITIONS.values())):
         for (name, steps), seconds in runs.items():
             if repetition < REPETITIONS[name]:
-                seconds.append(apart.measure_apart(name, steps))
+                seconds.append(isolated.measure_in_process(name, steps))
                 done = sum(map(len, runs.values()))
                 print(
                     f"[{done}/{total}] {name}, {steps} steps: "
@@ -101,4 +101,4 @@ def main():
 
 
 if __name__ == "__main__":
-    apart.run(__doc__, measure, main)
+    isolated.run(__doc__, measure, main)

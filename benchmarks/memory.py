@@ -11,7 +11,7 @@ the second step, above what it was before that step. The clip is in it before.
 import os
 import statistics
 
-import apart
+import isolated
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -55,14 +55,14 @@ def measure(frames, options):
     x = keras.ops.ones((1, frames, SIZE, SIZE, 3))
     y = keras.ops.ones((1, frames, FEATURES))
     model.train_on_batch(x, y)
-    return apart.peak_memory(lambda: model.train_on_batch(x, y))
+    return isolated.peak_memory(lambda: model.train_on_batch(x, y))
 
 
 def main():
     backend = os.environ["KERAS_BACKEND"]
     found = {
         name: [
-            apart.measure_apart(*run, env=apart.FREE_AT_ONCE)
+            isolated.measure_in_process(*run, env=isolated.FREE_AT_ONCE)
             for _ in range(PROCESSES)
         ]
         for name, run in RUNS.items()
@@ -84,4 +84,4 @@ def main():
 
 
 if __name__ == "__main__":
-    apart.run(__doc__, measure, main)
+    isolated.run(__doc__, measure, main)

@@ -92,7 +92,7 @@ def others(cell):
     return [who for who in bench.EVERYONE[1:] if who in taken]
 
 
-def is_told(steps, other):
+def is_shown(steps, other):
     return steps == 128 and other in (bench.BARE, bench.STOCK)
 
 
@@ -177,7 +177,7 @@ def main():
     ratios = "\n\n".join(table(run) for run in runs)
     ALL.write_text(f"# All ratios\n\n{ratios}\n")
     print(ratios)
-    told = "\n\n".join(table(run, is_told) for run in runs)
+    told = "\n\n".join(table(run, is_shown) for run in runs)
     before, rest = README.read_text().split(START)
     _, after = rest.split(END)
     README.write_text(f"{before}{START}\n{told}\n\n{END}{after}")

@@ -10,8 +10,8 @@ a process of its own, in which the two take turns.
 
 import statistics
 
-import apart
 import bench
+import isolated
 
 BATCH = 4
 STEPS = 8, 32, 128
@@ -55,7 +55,7 @@ def measure(name, steps):
 
     def take_turns(part, rounds):
         functions = [parts[part] for parts in contenders]
-        return apart.take_turns(functions, rounds, SECONDS)
+        return isolated.interleave(functions, rounds, SECONDS)
 
     found = {"first train step": take_turns("first train step", 1)}
     for part in "train step", "eager call":
@@ -82,10 +82,10 @@ def main():
     print("| --- | --: |" + " --: |" * 3 * len(PARTS))
     for name in LAYERS:
         for steps in STEPS:
-            found = apart.measure_apart(name, steps)
+            found = isolated.measure_in_process(name, steps)
             cells = " | ".join(cell(found[part]) for part in PARTS)
             print(f"| {name} | {steps} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
-    apart.run(__doc__, measure, main)
+    isolated.run(__doc__, measure, main)

@@ -1,4 +1,4 @@
-"""Measures in processes of their own, in turns, in seconds and megabytes."""
+"""Measures in processes of their own, interleaved, in seconds and megabytes."""
 
 import argparse
 import ctypes
@@ -23,7 +23,7 @@ class Missing(RuntimeError):
     """Why there is no measurement."""
 
 
-def measure_apart(*arguments, env=(), timeout=None):
+def measure_in_process(*arguments, env=(), timeout=None):
     """What `measure` of the running script returns, in another process.
 
     Raises:
@@ -47,7 +47,7 @@ def measure_apart(*arguments, env=(), timeout=None):
 
 
 def run(description, measure, main):
-    """Runs `main`, or `measure` where `measure_apart` asks for it."""
+    """Runs `main`, or `measure` where `measure_in_process` asks for it."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args().measure
@@ -57,7 +57,7 @@ def run(description, measure, main):
         main()
 
 
-def take_turns(functions, rounds, seconds):
+def interleave(functions, rounds, seconds):
     """The seconds of each function, in each round of all of them.
 
     Each round has an order of its own, as what comes after a large function
