@@ -22,8 +22,6 @@ from keras_td.arguments import gather_call
 _OF_ALL_CALLS = {"training", "mask"}
 # Of each layer, the values of `training` that all in it are built for.
 _built_for: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
 # The calls around, by the ids of the wrappers that they are of.
 _calls: contextvars.ContextVar = contextvars.ContextVar("calls")
 

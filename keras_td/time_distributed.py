@@ -89,7 +89,8 @@ class TimeDistributed(keras.layers.TimeDistributed):
             something about the inside of a step; a step without anything valid
             is hidden from it, and comes out as zeros where the layer reads
             masks. `BatchNormalization`, wherever it is inside, leaves padded
-            steps out of its statistics.
+            steps out of its statistics. A layer of a user's own gets a mask of
+            numbers, `(batch, time, ...)`, as it is.
         **kwargs: Further arguments of the wrapped layer by name. Tensors are
             of shape `(batch, time, ...)`; all else passes unchanged.
 
