@@ -45,16 +45,19 @@ def for_call(wrapper, inputs, args, kwargs):
         {name: kwargs[name] for name in kwargs if name not in _OF_ALL_CALLS},
         mask=kwargs.get("mask"),
     )
-    outside = _calls.set({**_calls.get({}), id(wrapper): call})
+    # A subclass may build the layer for inputs of another shape.
+    shapes = trees.shapes(inputs) if wrapper._overrides("build") else None
+    outside = _calls.set({**_calls.get({}), id(wrapper): (call, shapes)})
     try:
         yield
     finally:
         _calls.reset(outside)
 
 
-def call_of(wrapper):
+def call_of(wrapper, input_shape):
     """Gathers the arguments of the call around, or is `None`."""
-    return _calls.get({}).get(id(wrapper))
+    call, shapes = _calls.get({}).get(id(wrapper), (None, None))
+    return call if shapes in (None, input_shape) else None
 
 
 def is_built(layer):

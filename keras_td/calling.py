@@ -154,7 +154,7 @@ def propagated_masks(layer, arguments, outputs, output_masks):
         if not made:
             mask = mask.mask
             made = not any(mask is m for m in incoming)
-        if symbolic and made:
+        if (symbolic and made) or not masking.are_of_padding(mask, layer):
             return None
         return mask if y is None else masking.reduce_to_fit(mask, y.shape)
 

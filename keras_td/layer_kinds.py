@@ -57,9 +57,9 @@ def is_custom_reader(layer):
     return bool(readers) and all(map(_is_custom, readers))
 
 
-def is_custom_with_mask(layer):
-    """Whether a layer of a user's own does with a mask what it likes."""
-    return _is_custom(layer) and _reads_masks_itself(layer)
+def has_custom_reader(layer):
+    """Whether a layer of a user's own, this or one inside, reads masks."""
+    return any(map(_is_custom, _mask_readers(layer)))
 
 
 def makes_masks(layer):
@@ -120,12 +120,14 @@ def _class_has_mask_argument(cls):
 
 def required_options(layer):
     """What a layer cannot be called without, of what Keras passes to layers."""
-    return dict.fromkeys(_required_by_class(layer.__class__))
+    if isinstance(layer, keras.layers.Lambda):
+        return dict.fromkeys(_required_by(layer.function))
+    return dict.fromkeys(_required_by(layer.__class__.call))
 
 
 @functools.lru_cache
-def _required_by_class(cls):
-    parameters = inspect.signature(cls.call).parameters
+def _required_by(call):
+    parameters = inspect.signature(call).parameters
     return [
         name
         for name in ("training", "mask")

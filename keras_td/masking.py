@@ -46,7 +46,7 @@ def _for_layer(layer, valid, mask, x):
         mask = _reduce(mask, 2)
     if valid is not None:
         padding = folding.expand(ops.logical_not(valid), len(mask.shape))
-        mask = ops.logical_or(mask, padding)
+        mask = ops.where(padding, ops.ones_like(mask), mask)
     if layer_kinds.broadcasts_masks(layer):
         mask = folding.expand(mask, len(x.shape))
     return mask
@@ -58,7 +58,7 @@ def are_of_padding(masks, layer):
     What is neither of booleans nor of steps, a layer of a user's own may take
     for weights, or add to its scores.
     """
-    return not layer_kinds.is_custom_with_mask(layer) or all(
+    return not layer_kinds.has_custom_reader(layer) or all(
         mask is None or len(mask.shape) == 2 or trees.has_dtype(mask, "bool")
         for mask in trees.flatten(masks)
     )

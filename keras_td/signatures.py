@@ -46,15 +46,25 @@ def from_positional(args, kwargs):
     return args[:split], {**tensors, **named}, options
 
 
-def as_in_keras(args, training, mask):
-    """Takes `training` and `mask` by position, as Keras's own layer has them.
+def are_of_keras(args, layer, in_subclass):
+    """Whether `args` are `training` and `mask`, as Keras's own layer has them.
 
-    A subclass may pass them on so, or a call where the layer takes no more
-    tensors. All else by position is a tensor.
+    Args:
+        args: The arguments by position after the inputs.
+        layer: The wrapped layer.
+        in_subclass: Whether it is the `call` of a subclass that passes them on.
     """
     if len(args) not in (1, 2) or trees.is_tensor(args[0]):
-        return args, training, mask
-    return (), args[0], args[1] if len(args) == 2 else mask
+        return False
+    if in_subclass or isinstance(args[0], bool):
+        return True
+    names = [
+        parameter.name
+        for parameter in inspect.signature(layer.call).parameters.values()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    # An LSTM, as others, has its mask at that position too.
+    return len(args) == 2 and names[2:3] in ([], ["mask"])
 
 
 def as_bool(training):

@@ -143,7 +143,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
     def build(self, input_shape: Any) -> None:
         if building.is_built(self.layer):
             return
-        call = building.call_of(self)
+        call = building.call_of(self, input_shape)
         if call:
             arguments, others = call()
         elif building.is_built_by_inputs(self.layer):
@@ -162,10 +162,9 @@ class TimeDistributed(keras.layers.TimeDistributed):
         mask: Any = None,
         **kwargs: Any,
     ) -> Any:
-        if args and (
-            self._overrides("call") or building.takes_inputs_alone(self.layer)
-        ):
-            args, training, mask = signatures.as_in_keras(args, training, mask)
+        if signatures.are_of_keras(args, self.layer, self._overrides("call")):
+            training, *given = args
+            args, mask = (), given[0] if given else mask
         training = signatures.as_bool(training)
         arguments, others = gather_call(inputs, args, kwargs, training, mask)
         # (batch, time, ...) -> (batch * time, ...), and back
@@ -224,7 +223,15 @@ class TimeDistributed(keras.layers.TimeDistributed):
         )
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)
+        if not self._overrides("call"):
+            return self.call(*args, **kwargs)
+        if self._overrides("compute_output_shape"):
+            return super().compute_output_spec(*args, **kwargs)
+        try:
+            return self.call(*args, **kwargs)
+        except Exception:
+            # It may call functions of the backend, which Keras has to trace.
+            return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     @classmethod
     def from_config(

@@ -2,11 +2,12 @@
 
     python tests/mutation.py REPORT [MODULE...]
 
-Cosmic Ray makes the faults. The tests run in forks of one process, as loading
-Keras takes longer than most faults live. A fault whose tests never end counts
-as found.
+Cosmic Ray makes the faults. Those tests run that come to the statement with the
+fault, as Coverage tells, in forks of one process: to load Keras takes longer
+than most faults live. A fault whose tests never end counts as found.
 """
 
+import ast
 import collections
 import concurrent.futures
 import difflib
@@ -16,9 +17,11 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 
+import coverage
 import hypothesis  # noqa: F401
 import keras  # noqa: F401
 import pytest
@@ -74,10 +77,10 @@ SWAPS = {
         "_GtE_Gt",
     ),
 }
-# One test that fails is enough. So what has found other faults of a module
-# comes first, then what is quick, and then all.
+# One test that fails is enough, so those that have found other faults of a
+# module come first.
 MOST_OFTEN = 25
-QUICK = ["folding", "arguments", "errors", "empty"]
+OPTIONS = ["-q", "-p", "no:cacheprovider", "--assert=plain"]
 
 
 def faults(path):
@@ -93,6 +96,61 @@ def faults(path):
             if mutated.count("strict=True") == code.count("strict=True"):
                 yield name, mutated
             occurrence += 1
+
+
+def tests_of_lines():
+    """The tests that come to each line `{module: {number: tests}}`.
+
+    Exits where a test fails without any fault.
+    """
+    config, data = NOTES / "config", NOTES / "data"
+    config.write_text("[run]\ndynamic_context = test_function\n")
+    options = [
+        f"--rcfile={config}",
+        f"--data-file={data}",
+        "--include=keras_td/*",
+    ]
+    command = [sys.executable, "-m", "coverage", "run", *options]
+    subprocess.run([*command, "-m", "pytest", *OPTIONS, "tests"], check=True)
+    found = coverage.CoverageData(str(data))
+    found.read()
+    return {
+        pathlib.Path(name).name: found.contexts_by_lineno(name)
+        for name in found.measured_files()
+    }
+
+
+def statement(code, number):
+    """The lines of a statement that has a line in it, or of its head."""
+    lines = range(number, number + 1)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.stmt) and node.lineno <= number:
+            body = getattr(node, "body", None)
+            last = body[0].lineno - 1 if body else node.end_lineno
+            if number <= last:
+                lines = range(node.lineno, last + 1)
+    return lines
+
+
+def tests_of(path, code, tests):
+    """The tests that come to the statements with a fault."""
+    before = path.read_text()
+    matcher = difflib.SequenceMatcher(
+        None, before.splitlines(), code.splitlines(), autojunk=False
+    )
+    contexts = {
+        context
+        for tag, first, last, *_ in matcher.get_opcodes()
+        if tag != "equal"
+        for number in range(first + 1, max(last, first + 1) + 1)
+        for line in statement(before, number)
+        for context in tests[path.name].get(line, ())
+    }
+    if "" in contexts:  # Python comes to it in an import.
+        return ["tests"]
+    return sorted(
+        f"tests/{context.replace('.', '.py::', 1)}" for context in contexts
+    )
 
 
 class Finders:
@@ -112,8 +170,8 @@ class Finders:
         return [test for test, _ in found.most_common(MOST_OFTEN)]
 
 
-def passes(path, code):
-    """Whether the tests pass with `code` as one of the modules."""
+def passes(path, code, tests):
+    """Whether tests pass with `code` as one of the modules."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1] == 0
@@ -125,12 +183,11 @@ def passes(path, code):
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         signal.alarm(SECONDS)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
         finders = Finders(path)
-        quick = [f"tests/test_{name}.py" for name in QUICK]
-        runs = filter(None, [finders.most_often(), quick, ["tests"]])
         failed = any(
-            pytest.main([*options, *tests], [finders]) for tests in runs
+            pytest.main(["-x", *OPTIONS, *run], [finders])
+            for run in (finders.most_often(), tests)
+            if run
         )
     os._exit(failed)
 
@@ -154,14 +211,15 @@ def main():
     report = pathlib.Path(sys.argv[1])
     paths = sys.argv[2:] or sorted(pathlib.Path("keras_td").glob("*.py"))
     work = [(p, *f) for p in map(pathlib.Path, paths) for f in faults(p)]
-    if not passes(work[0][0], work[0][0].read_text()):
-        sys.exit("The tests fail without any fault.")
+    tests = tests_of_lines()
 
     survivors = []
     fork = multiprocessing.get_context("fork")
     with concurrent.futures.ProcessPoolExecutor(mp_context=fork) as pool:
         tasks = [
-            None if explanation(path, code) else pool.submit(passes, path, code)
+            None
+            if explanation(path, code)
+            else pool.submit(passes, path, code, tests_of(path, code, tests))
             for path, _, code in work
         ]
         for (path, name, code), task in zip(work, tasks, strict=True):

@@ -193,6 +193,8 @@ class Weighted(keras.Layer):
     """Multiplies by its mask, as partial convolutions do."""
 
     def call(self, inputs, mask=None):
+        if mask is None:
+            return inputs
         return inputs * ops.cast(mask, inputs.dtype)[..., None]
 
 
@@ -201,7 +203,9 @@ class Biased(keras.Layer):
 
     def call(self, inputs, mask=None):
         scores = ops.matmul(inputs, ops.swapaxes(inputs, 1, 2))
-        return ops.matmul(ops.softmax(scores - 1e9 * mask), inputs)
+        if mask is not None:
+            scores -= 1e9 * mask
+        return ops.matmul(ops.softmax(scores), inputs)
 
 
 MASKS_OF_NUMBERS = {
@@ -214,13 +218,23 @@ MASKS_OF_NUMBERS = {
 
 
 @each_kind
+@pytest.mark.parametrize("inside", ["itself", "a model", "a wrapper"])
 @pytest.mark.parametrize("name", MASKS_OF_NUMBERS)
-def test_a_mask_of_numbers_is_the_layers_own(name, option, rng):
+def test_a_mask_of_numbers_is_the_layers_own(name, inside, option, rng):
     cls, make_mask = MASKS_OF_NUMBERS[name]
     layer, x = cls(), normal(rng, 2, 3, 4, 5)
+    layer.supports_masking = True
     mask = make_mask(rng).astype("float32")
+    if inside == "a model":
+        outer = keras.Sequential([layer])
+    else:
+        outer = TimeDistributed(layer) if inside == "a wrapper" else layer
+    td = TimeDistributed(outer, **MODES[option])
 
-    outputs = TimeDistributed(layer, **MODES[option])(x, mask=mask)
+    if inside == "a wrapper":
+        outputs = td(x[:, None], mask=mask[:, None])[:, 0]
+    else:
+        outputs = td(x, mask=mask)
 
     # A bare layer would warn that the mask ends here.
     x, mask = ops.convert_to_tensor(x), ops.convert_to_tensor(mask)
@@ -236,12 +250,17 @@ class Gated(keras.Layer):
         return inputs * ops.cast(mask, inputs.dtype)[:, None, None]
 
 
+def needs_mask(layer):
+    return layers.Lambda(lambda inputs, mask: layer.call(inputs, mask))
+
+
 @each_kind
-def test_a_layer_that_needs_a_mask_gets_one_of_steps(option, rng):
+@pytest.mark.parametrize("wrap", [lambda layer: layer, needs_mask])
+def test_a_layer_that_needs_a_mask_gets_one_of_steps(wrap, option, rng):
     layer, x = Gated(), normal(rng, 2, 3, 4, 5)
     mask = np.array([[True, True, False], [True, False, True]])
 
-    outputs = TimeDistributed(layer, **MODES[option])(x, mask=mask)
+    outputs = TimeDistributed(wrap(layer), **MODES[option])(x, mask=mask)
 
     # A bare layer would warn that the mask ends here.
     x, mask = ops.convert_to_tensor(x), ops.convert_to_tensor(mask)

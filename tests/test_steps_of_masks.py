@@ -137,6 +137,16 @@ def test_a_softmax_takes_a_mask_of_lower_rank(rng):
         assert_close(actual[:, t], expected)
 
 
+def test_a_softmax_takes_a_mask_of_numbers(rng):
+    softmax, x = layers.Softmax(), normal(rng, 2, 3, 4)
+    mask = rng.uniform(0.1, 0.9, (2, 3, 4)).astype("float32")
+
+    outputs = TimeDistributed(softmax)(x, mask=mask)
+
+    expected = softmax(x.reshape(6, 4), mask=mask.reshape(6, 4))
+    assert_close(outputs, ops.reshape(expected, (2, 3, 4)))
+
+
 def test_the_inner_axes_of_a_mask_are_the_layers_own():
     recorder = Recorder()
 

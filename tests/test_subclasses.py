@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 from keras import ops
 
+from custom import TwoInputs
 from keras_td import TimeDistributed
 from modes import MODES
 from modes import TIME
@@ -125,6 +126,123 @@ def test_a_subclass_may_pass_training_and_mask_by_position(
     expected = x * (3 if training else 1)
     expected = np.where(mask, expected, -1) if masked else expected
     assert_close(outputs, expected)
+
+
+def test_a_subclass_may_pass_training_alone_by_position(rng):
+    class TrainingAlone(TimeDistributed):
+        def call(self, inputs, training=None):
+            return super().call(inputs, training)
+
+    x = normal(rng, 2, TIME, 4)
+
+    assert_close(TrainingAlone(Tells())(x, training=True), 3 * x)
+
+
+def test_a_subclass_may_pass_tensors_by_position(rng):
+    class WithItself(TimeDistributed):
+        def call(self, inputs):
+            return super().call(inputs, inputs)
+
+    td, x = WithItself(TwoInputs()), normal(rng, 2, TIME, 4)
+
+    assert_close(td(x), loop(td.layer, x, x))
+
+
+@pytest.mark.parametrize("make", [lambda: Tells(), lambda: layers.GRU(3)])
+@pytest.mark.parametrize("training", [None, True])
+def test_a_model_may_pass_training_and_mask_by_position(make, training, rng):
+    class Holds(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.td = TimeDistributed(make())
+
+        def call(self, inputs):
+            return self.td.call(inputs, training, mask)
+
+    x = normal(rng, 2, TIME, 5, 4)
+    mask = np.arange(5) < rng.integers(1, 5, (2, TIME, 1))
+    if isinstance(make(), Tells):
+        mask = mask[..., None]
+    holds = Holds()
+    expected = holds.td(x, training=training, mask=mask)
+
+    assert_close(holds(x), expected)
+
+
+class Joined(TimeDistributed):
+    """Builds and calls the layer on its inputs beside their squares."""
+
+    def build(self, input_shape):
+        super().build((*input_shape[:-1], 2 * input_shape[-1]))
+
+    def call(self, inputs):
+        return super().call(ops.concatenate([inputs, inputs**2], axis=-1))
+
+
+class Gate(TimeDistributed):
+    """Multiplies what the layer makes of the first of two inputs."""
+
+    def build(self, input_shape):
+        super().build(input_shape[0])
+
+    def call(self, inputs):
+        return super().call(inputs[0]) * inputs[1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: layers.Dense(3), lambda: keras.Sequential([layers.Dense(3)])],
+)
+@each_kind
+def test_a_subclass_may_build_the_layer_for_other_inputs(option, make, rng):
+    x, gate = normal(rng, 2, TIME, 4), normal(rng, 2, TIME, 1)
+
+    td = Joined(make(), **MODES[option])
+    outputs = td(x)
+    assert_close(outputs, loop(td.layer, np.concatenate([x, x**2], axis=-1)))
+
+    td = Gate(make(), **MODES[option])
+    outputs = td([x, gate])
+    assert_close(outputs, ops.multiply(loop(td.layer, x), gate))
+    symbols = [keras.Input(a.shape[1:]) for a in (x, gate)]
+    model = keras.Model(symbols, Gate(td.layer)(symbols))
+    assert_close(model([x, gate]), outputs)
+
+
+def absolute(x):
+    """What the backend computes, and Keras cannot trace."""
+    if keras.backend.is_keras_tensor(x):
+        raise AttributeError("A KerasTensor is none of the backend's.")
+    return ops.abs(x)
+
+
+class Absolute(TimeDistributed):
+    def call(self, inputs):
+        return absolute(super().call(inputs))
+
+
+class First(TimeDistributed):
+    """Knows its shape, and computes as the backend does."""
+
+    def call(self, inputs):
+        return absolute(super().call(inputs))[:, 0]
+
+    def compute_output_shape(self, input_shape):
+        batch, _, *inner = super().compute_output_shape(input_shape)
+        return (batch, *inner)
+
+
+@pytest.mark.parametrize("cls", [Absolute, First])
+@each_kind
+def test_a_subclass_may_use_functions_of_the_backend(cls, option, rng):
+    x = normal(rng, 2, TIME, 4)
+    td = cls(layers.Dense(3), **MODES[option])
+    model = keras.Sequential([keras.Input((TIME, 4)), td])
+
+    expected = ops.abs(loop(td.layer, x))
+    expected = expected[:, 0] if cls is First else expected
+    assert model.output_shape == (None, *expected.shape[1:])
+    assert_close(model(x), expected)
 
 
 def test_a_subclass_builds_on_a_layer_that_is_built(rng):
