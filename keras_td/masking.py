@@ -46,7 +46,10 @@ def _for_layer(layer, valid, mask, x):
         mask = _reduce(mask, 2)
     if valid is not None:
         padding = folding.expand(ops.logical_not(valid), len(mask.shape))
-        mask = ops.where(padding, ops.ones_like(mask), mask)
+        if trees.has_dtype(mask, "bool"):
+            mask = ops.logical_or(mask, padding)
+        else:
+            mask = ops.where(padding, ops.ones_like(mask), mask)
     if layer_kinds.broadcasts_masks(layer):
         mask = folding.expand(mask, len(x.shape))
     return mask
