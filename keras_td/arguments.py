@@ -52,11 +52,11 @@ class Arguments:
         """Puts other nests in place of `nests`."""
         count = len(self.tensors)
         *masks, outer = nests[count:]
-        return dataclasses.replace(
-            self,
-            tensors=dict(zip(self.tensors, nests[:count], strict=True)),
-            masks=dict(zip(self.masks, masks, strict=True)),
-            outer=outer,
+        return Arguments(
+            dict(zip(self.tensors, nests[:count], strict=True)),
+            dict(zip(self.masks, masks, strict=True)),
+            self.time,
+            outer,
         )
 
     def map(self, fn):
@@ -65,6 +65,9 @@ class Arguments:
 
     def align(self):
         """Gives all tensors and masks the same batch and time."""
+        found = [x for nest in self.nests for x in trees.tensors(nest)]
+        if all(map(functools.partial(folding.same_steps, found[0]), found)):
+            return self
         batch, time = folding.common_sizes(named_tensors(self.tensors))
         return self.map(
             functools.partial(folding.align, batch=batch, time=time)

@@ -29,9 +29,6 @@ _calls: contextvars.ContextVar = contextvars.ContextVar("calls")
 @contextlib.contextmanager
 def for_call(wrapper, inputs, args, kwargs):
     """Lets `build` of a wrapper of ours know of the call that it is for."""
-    if is_built(wrapper.layer):
-        yield
-        return
     # A call that failed, or `build`, may have built the wrapper without that.
     if not wrapper._overrides("build"):
         wrapper.built = False

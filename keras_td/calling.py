@@ -107,6 +107,8 @@ def _valid_samples(valid, outer):
 
 def _pass_masks(layer, folded, seen):
     """Attaches masks to arguments; returns those to pass by name."""
+    if not masks_of.any_of(seen):
+        return {}
     for name, nest in folded.tensors.items():
         masks_of.set_masks(nest, seen[name])
     mask = seen.get("mask", seen["inputs"])

@@ -35,6 +35,11 @@ def agree(a, b):
     return _is_known(a) == _is_known(b) and not differ(a, b)
 
 
+def same_steps(x, y):
+    """Whether two tensors are known to have the same batch and time."""
+    return all(map(is_size, x.shape[:2], y.shape[:2]))
+
+
 def has_size(size):
     """Whether a size is a number now, or will be one of the run.
 

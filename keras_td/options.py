@@ -1,7 +1,7 @@
 """The options of the layer, and of its calls."""
 
-import dataclasses
 from typing import Any
+from typing import NamedTuple
 from typing import TypedDict
 
 import keras
@@ -18,8 +18,7 @@ class LayerOptions(TypedDict, total=False):
     supports_masking: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class CallOptions:
+class CallOptions(NamedTuple):
     """How the wrapped layer is called.
 
     Args:

@@ -69,7 +69,7 @@ def are_of_keras(args, layer, in_subclass):
 
 def as_bool(training):
     """Makes a bool of `training`, unless it is a tensor without a value."""
-    if training is None or isinstance(training, bool):
+    if training is None or training is True or training is False:
         return training
     try:
         return bool(training)

@@ -137,6 +137,8 @@ class TimeDistributed(keras.layers.TimeDistributed):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = signatures.to_positional(self.call, args, kwargs)
+        if building.is_built(self.layer):
+            return super().__call__(inputs, *args, **kwargs)
         with building.for_call(self, inputs, args, kwargs):
             return super().__call__(inputs, *args, **kwargs)
 
@@ -162,7 +164,9 @@ class TimeDistributed(keras.layers.TimeDistributed):
         mask: Any = None,
         **kwargs: Any,
     ) -> Any:
-        if signatures.are_of_keras(args, self.layer, self._overrides("call")):
+        if args and signatures.are_of_keras(
+            args, self.layer, self._overrides("call")
+        ):
             training, *given = args
             args, mask = (), given[0] if given else mask
         training = signatures.as_bool(training)
