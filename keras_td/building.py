@@ -119,14 +119,8 @@ def is_built_by_inputs(layer):
     """
     if _wraps(layer):
         return is_built_by_inputs(layer.layer)
-    own_build = type(layer).build is not keras.Layer.build
-    return own_build or takes_inputs_alone(layer)
-
-
-def takes_inputs_alone(layer):
-    """Whether the call of a layer takes no more tensors than its inputs."""
-    if _wraps(layer):
-        return takes_inputs_alone(layer.layer)
+    if type(layer).build is not keras.Layer.build:
+        return True
     parameters = inspect.signature(layer.call).parameters
     return len(parameters.keys() - _OF_ALL_CALLS) == 1
 

@@ -184,8 +184,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
         # Where a subclass has its own `compute_mask`, Keras asks that.
         if self.supports_masking and not self._overrides("compute_mask"):
             calling.propagate_masks(self.layer, arguments, *results)
-        outputs, _ = results
-        return outputs
+        return results[0]
 
     def _overrides(self, name):
         """Whether a subclass has such a method of its own."""
