@@ -46,13 +46,21 @@ EXPLAINED = {
     "if ops.is_tensor(a) else a": UNKNOWN_SIZES,
     "return [nest] if nest is None and is_tensor(nest) "
     "else tree.flatten(nest)": "a tree makes the same list, slower",
-    "if len(mask.shape) <= rank:": "spreading to the same rank is none",
     "if mask is not None or trees.is_tensor(x):": "to set None sets none",
+    **{
+        f"arguments = arguments.first_steps( {i}).map(ops.copy)": "any number "
+        "of steps builds a layer"
+        for i in (0, 2)
+    },
+    "if at_hand or not layer_kinds.keeps_state(layer):": "PyTorch has all "
+    "values at hand, and builds in a scope too",
+    "if len(mask.shape) >= 1 and layer_kinds.keeps_state(layer):": "a mask of "
+    "inner steps stays one",
+    "return found[ -1]": "there is one",
     "super().__init__(autocast=True)": ATTRIBUTES,
     "self.supports_masking = False": ATTRIBUTES,
     "except AttributeError:": ATTRIBUTES,
     **{f"return inputs[ {i}]": ATTRIBUTES for i in (-1, 0, 1, 2)},
-    "return mask if len(mask.shape) != 1 else None": "no mask has fewer axes",
 }
 # They ask which variables.
 NOT_USED = ("VariableReplacer", "VariableInserter")
@@ -80,6 +88,7 @@ SWAPS = {
 # One test that fails is enough, so those that have found other faults of a
 # module come first.
 MOST_OFTEN = 25
+COVER = "--cover"
 OPTIONS = ["-q", "-p", "no:cacheprovider", "--assert=plain"]
 
 
@@ -105,13 +114,9 @@ def tests_of_lines():
     """
     config, data = NOTES / "config", NOTES / "data"
     config.write_text("[run]\ndynamic_context = test_function\n")
-    options = [
-        f"--rcfile={config}",
-        f"--data-file={data}",
-        "--include=keras_td/*",
-    ]
-    command = [sys.executable, "-m", "coverage", "run", *options]
-    subprocess.run([*command, "-m", "pytest", *OPTIONS, "tests"], check=True)
+    run = [sys.executable, "-m", "coverage", "run", f"--rcfile={config}"]
+    run += [f"--data-file={data}", "--include=keras_td/*"]
+    subprocess.run([*run, __file__, COVER], check=True)
     found = coverage.CoverageData(str(data))
     found.read()
     return {
@@ -151,6 +156,16 @@ def tests_of(path, code, tests):
     return sorted(
         f"tests/{context.replace('.', '.py::', 1)}" for context in contexts
     )
+
+
+class ClearsCaches:
+    """Lets each test come to what an earlier one has had cached."""
+
+    def pytest_runtest_setup(self):
+        for name, module in list(sys.modules.items()):
+            if name.startswith("keras_td"):
+                for value in vars(module).values():
+                    getattr(value, "cache_clear", lambda: None)()
 
 
 class Finders:
@@ -208,6 +223,8 @@ def explanation(path, code):
 
 
 def main():
+    if sys.argv[1] == COVER:
+        sys.exit(pytest.main([*OPTIONS, "tests"], [ClearsCaches()]))
     report = pathlib.Path(sys.argv[1])
     paths = sys.argv[2:] or sorted(pathlib.Path("keras_td").glob("*.py"))
     work = [(p, *f) for p in map(pathlib.Path, paths) for f in faults(p)]

@@ -189,6 +189,31 @@ def test_a_layer_of_a_users_own_sees_which_vectors_are_valid(rng):
     np.testing.assert_allclose(outputs, expected, atol=1e-6)
 
 
+def test_a_stateful_layer_of_a_users_own_sees_them_as_they_are(rng):
+    layer, x = OwnNorm(), normal(rng, 2, 2, 4)
+    layer.stateful = True
+
+    outputs = as_numpy(TimeDistributed(layer)(x, mask=SENTENCES))
+
+    expected = x - x[SENTENCES].mean(axis=0)
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
+
+
+def test_a_lambda_sees_them(rng):
+    x = normal(rng, 2, 2, 4)
+    scale = layers.Lambda(
+        lambda x, mask=None: (
+            x if mask is None else ops.where(mask[:, None], x, 7)
+        )
+    )
+    scale.supports_masking = True
+
+    outputs = as_numpy(TimeDistributed(scale)(x, mask=SENTENCES))
+
+    expected = np.where(SENTENCES[..., None], x, 7)
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
+
+
 class Weighted(keras.Layer):
     """Multiplies by its mask, as partial convolutions do."""
 

@@ -159,6 +159,14 @@ def test_the_mask_that_leaves_a_compiled_layer(name):
     assert_equal(found, expected.reshape(found.shape))
 
 
+def test_symbols_have_no_mask_where_the_layer_inside_makes_some():
+    inner = keras.Sequential([layers.Masking(), layers.Dense(2)])
+
+    outputs = TimeDistributed(inner)(layers.Masking()(keras.Input((3, 5))))
+
+    assert mask_of(outputs) is None
+
+
 def test_several_outputs_have_their_masks():
     lstm = layers.LSTM(4, return_sequences=True, return_state=True)
 
