@@ -57,6 +57,7 @@ EXPLAINED = {
     "if len(mask.shape) >= 1 and layer_kinds.keeps_state(layer):": "a mask of "
     "inner steps stays one",
     "return found[ -1]": "there is one",
+    "@functools.lru_cache": "it saves time",
     "super().__init__(autocast=True)": ATTRIBUTES,
     "self.supports_masking = False": ATTRIBUTES,
     "except AttributeError:": ATTRIBUTES,
