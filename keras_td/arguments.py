@@ -85,7 +85,7 @@ class Arguments:
         return self.map(functools.partial(folding.first_steps, steps=steps))
 
     def to_symbols(self):
-        return self.map(symbol)
+        return self.map(trees.symbol)
 
     def args_and_kwargs(self):
         """The tensors as the arguments of a call."""
@@ -136,7 +136,7 @@ def gather(inputs, args=(), kwargs=None, mask=None):
     masks = {n: masks_of.get_masks(nest) for n, nest in tensors.items()}
     if is_symbolic(tensors):
         # An array next to symbolic tensors has its value at run time only.
-        tensors = {n: trees.map_tensors(symbol, x) for n, x in tensors.items()}
+        tensors = {n: trees.symbols(x) for n, x in tensors.items()}
     named = named_tensors(tensors)
     errors.check_dense(named)
     _, time = folding.common_sizes(named)
@@ -171,15 +171,6 @@ def named_tensors(tensors):
             if trees.is_tensor(x):
                 named[name + "".join(f"[{key!r}]" for key in path)] = x
     return named
-
-
-def symbol(x):
-    """A symbolic tensor like `x`."""
-    if keras.backend.is_keras_tensor(x):
-        return x
-    # NumPy has strings of several dtypes.
-    strings = getattr(x.dtype, "kind", "") in ("U", "S", "O")
-    return keras.KerasTensor(x.shape, "string" if strings else trees.dtype(x))
 
 
 def symbols_of_shapes(shape, dtype=None):

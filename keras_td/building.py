@@ -77,13 +77,12 @@ def build(layer, arguments, others):
     Args:
         layer: The layer, which is not built.
         arguments: The `Arguments` of the call.
-        others: Its other arguments. `training` is left out, as a model that is
-            built in training would stay in it.
+        others: Its other arguments, without `training`: a model that is built
+            in training would stay in it.
     """
     if not layer_kinds.is_from(type(layer).__call__, "keras", "keras_td"):
         # It may be called with others.
         return
-    others = {name: others[name] for name in others if name != "training"}
     others = {**layer_kinds.required_options(layer), **others}
     folded = arguments.to_symbols().align().fold()
     args, kwargs = folded.args_and_kwargs()

@@ -107,9 +107,18 @@ def has_dtype(x, *kinds):
     return known and any(kind in dtype(x) for kind in kinds)
 
 
+def symbol(x):
+    """A symbolic tensor like `x`."""
+    if keras.backend.is_keras_tensor(x):
+        return x
+    # NumPy has strings of several dtypes.
+    strings = getattr(x.dtype, "kind", "") in ("U", "S", "O")
+    return keras.KerasTensor(x.shape, "string" if strings else dtype(x))
+
+
 def symbols(nest):
-    """The structure of a nest, with the shapes and dtypes of its tensors."""
-    return map_tensors(lambda x: keras.KerasTensor(x.shape, dtype(x)), nest)
+    """Symbolic tensors like those of a nest."""
+    return map_tensors(symbol, nest)
 
 
 def split(items, flags):
