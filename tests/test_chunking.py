@@ -1,0 +1,133 @@
+"""Calls in a loop, and in a time that only the run tells, equal one call.
+
+Where a backend compiles nothing, neither is ever needed. It is made to take
+them here, so that each step of theirs can be looked at.
+"""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from backends import needs
+from backends import with_and_without_remat
+from cases import BY_NAME
+from keras_td import TimeDistributed
+from keras_td import folding
+from keras_td import stepping
+from modes import TIME
+from reference import as_numpy
+from reference import assert_close
+from reference import gradients
+from reference import normal
+
+NAMES = (
+    "Dense",
+    "LSTM, from states",
+    "Embedding, masked",
+    "functional model of dicts",
+    "custom nested outputs",
+    "custom argmax",
+)
+each_case = pytest.mark.parametrize("name", NAMES)
+each_number = pytest.mark.parametrize("steps", [1, 2, 3, 2 * TIME])
+each_time = pytest.mark.parametrize("time", [1, 2, TIME, 25])
+
+
+@pytest.fixture(params=["known time", "unknown time"])
+def as_compiled(request, monkeypatch):
+    """Makes calls as in a compiled function."""
+    attempt = stepping._attempt
+
+    def attempt_as_compiled(call, layer, time, options):
+        if request.param == "unknown time":
+            time = ops.convert_to_tensor(time)
+        with monkeypatch.context() as patch:
+            patch.setattr(folding, "has_values", lambda x: False)
+            return attempt(call, layer, time, options)
+
+    monkeypatch.setattr(stepping, "_attempt", attempt_as_compiled)
+
+
+@each_time
+@each_number
+@with_and_without_remat
+@each_case
+def test_a_loop_of_calls_equals_one_call(
+    name, remat, steps, time, as_compiled, rng
+):
+    case = BY_NAME[name]
+    args, kwargs = case.arrays(rng, 2, time)
+    td = case.wrapped(steps_per_call=steps, remat=remat)
+
+    actual = td(*args, training=False, **kwargs)
+
+    assert_close(actual, case.wrapped()(*args, training=False, **kwargs))
+
+
+class Diary(keras.Layer):
+    """Adds a loss, and notes what it has seen in a weight of its own."""
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1],))
+        state = {"shape": (), "initializer": "zeros", "trainable": False}
+        self.calls = self.add_weight(**state)
+        self.total = self.add_weight(**state)
+
+    def call(self, inputs):
+        self.calls.assign_add(1.0)
+        self.total.assign(self.total * 0.5 + ops.mean(inputs))
+        self.add_loss(ops.mean(inputs * self.kernel) ** 2)
+        return inputs * self.kernel * self.calls + self.total
+
+
+@needs("training")
+@each_time
+@each_number
+@with_and_without_remat
+def test_state_losses_and_gradients_are_those_of_calls_in_order(
+    remat, steps, time, as_compiled, rng
+):
+    x = normal(rng, 2, time, 3)
+    diary = Diary()
+    diary.build((2, 3))
+    diary.kernel.assign(normal(rng, 3))
+    td = TimeDistributed(diary, steps_per_call=steps, remat=remat)
+
+    def by_hand():
+        calls, total, outputs, losses = 0.0, 0.0, [], []
+        first = time - (max(-(-time // steps), 1) - 1) * steps
+        edges = [0, *range(first, time + 1, steps)]
+        for start, stop in itertools.pairwise(edges):
+            part = x[:, start:stop]
+            calls, total = calls + 1, total * 0.5 + part.mean()
+            scaled = ops.convert_to_tensor(part) * diary.kernel
+            outputs.append(scaled * calls + total)
+            losses.append(ops.mean(scaled) ** 2 * (stop - start) / time)
+        return ops.concatenate(outputs, axis=1), sum(losses), calls, total
+
+    def loss_of(outputs, loss):
+        return ops.sum(ops.sin(outputs)) + loss
+
+    outputs, loss, calls, total = by_hand()
+    expected = gradients(lambda: loss_of(*by_hand()[:2]), [diary.kernel])
+
+    actual = td(x, training=True)
+
+    assert_close(actual, outputs)
+    assert_close(td.losses, [loss])
+    assert_close(as_numpy(diary.calls), np.float32(calls))
+    assert_close(as_numpy(diary.total), np.float32(total))
+
+    def reset():
+        diary.calls.assign(0.0)
+        diary.total.assign(0.0)
+
+    def through_td():
+        outputs = td(x, training=True)
+        return loss_of(outputs, td.losses[-1])
+
+    reset()
+    assert_close(gradients(through_td, [diary.kernel]), expected)
