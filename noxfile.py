@@ -167,6 +167,7 @@ def demo(session, backend):
     session.install("-e", ".", *groups(backend, "demo"))
     session.run("python", "examples/read_digits.py", *session.posargs)
     session.run("python", "examples/augment_clips.py")
+    session.run("python", "examples/read_documents.py")
 
 
 @nox.session
@@ -200,6 +201,15 @@ def bench(session, backend):
         session.install("--no-deps", "tf_keras")
     hardware = "cuda-" if shutil.which("nvidia-smi") else ""
     benchmark(session, backend, "bench", "bench", hardware + backend)
+    session.run("python", "benchmarks/padding.py")
+    session.run("python", "benchmarks/report.py")
+
+
+@nox.session
+@each_backend
+def padding(session, backend):
+    """Measure what `skip_masked` saves: the last part of `bench` alone."""
+    benchmark(session, backend, "padding", "bench", backend)
     session.run("python", "benchmarks/report.py")
 
 

@@ -17,6 +17,7 @@ inputs = keras.Input((None, 4))
 version: str = keras_td.__version__
 td = TimeDistributed(dense)
 td = TimeDistributed(dense, 8, remat=True, share_randomness=False)
+td = TimeDistributed(dense, skip_masked=True)
 td = TimeDistributed(dense, name="steps", dtype="float16", trainable=False)
 td = TimeDistributed(dense, dtype=keras.DTypePolicy("mixed_bfloat16"))
 outputs = td(inputs)
@@ -45,6 +46,7 @@ td = TimeDistributed(dense, steps_per_call=2.0)  # error: mypy, pyright
 td = TimeDistributed(dense, step_per_call=8)  # error: mypy, pyright
 td = TimeDistributed(dense, remat="no")  # error: mypy, pyright
 td = TimeDistributed(dense, share_randomness=None)  # error: mypy, pyright
+td = TimeDistributed(dense, skip_masked=1)  # error: mypy, pyright
 td = TimeDistributed(dense, trainable="no")  # error: mypy, pyright
 td = TimeDistributed(dense, nmae="steps")  # error: mypy, pyright
 outputs = td()  # error: mypy, pyright

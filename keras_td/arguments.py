@@ -26,14 +26,15 @@ class Arguments:
         masks: Dict of nests of the masks attached to them. `mask` is one that
             was given by name.
         time: The number of time steps.
-        outer: Which steps are valid for a call of another wrapper around this
-            one, `(batch, time)`, or `None`.
+        valid: Which steps are valid, `(batch, time)`, for a call of another
+            wrapper around this one, or for one that skips the others. `None`
+            is all.
     """
 
     tensors: dict
     masks: dict
     time: Any
-    outer: Any = None
+    valid: Any = None
 
     @property
     def first(self):
@@ -46,17 +47,17 @@ class Arguments:
 
     @property
     def nests(self):
-        return [*self.tensors.values(), *self.masks.values(), self.outer]
+        return [*self.tensors.values(), *self.masks.values(), self.valid]
 
     def with_nests(self, nests):
         """Puts other nests in place of `nests`."""
         count = len(self.tensors)
-        *masks, outer = nests[count:]
+        *masks, valid = nests[count:]
         return Arguments(
             dict(zip(self.tensors, nests[:count], strict=True)),
             dict(zip(self.masks, masks, strict=True)),
             self.time,
-            outer,
+            valid,
         )
 
     def map(self, fn):

@@ -32,7 +32,7 @@ def call_folded(layer, options, arguments):
         **_pass_masks(layer, folded, seen),
     }
     args, kwargs = folded.args_and_kwargs()
-    samples = _valid_samples(valid, arguments.outer)
+    samples = _valid_samples(valid, arguments.valid)
     with (
         padding.left_out_of_statistics(layer, samples),
         masks_of.without_warning(seen, layer),

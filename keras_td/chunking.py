@@ -11,6 +11,7 @@ from keras_td import looping
 from keras_td import losses
 from keras_td import stateless
 from keras_td import trees
+from keras_td.conditional import ConditionalCall
 from keras_td.stateless import Carry
 from keras_td.stateless import StatelessCall
 
@@ -33,14 +34,22 @@ class Chunks:
         recompute: Makes a function that is computed again in the backward pass
             of another. `None` leaves it as it is.
         at_hand: Whether the tensors are, and nothing is compiled.
+        parts: How many steps each call sees, if `steps` is `None`. `None` is
+            one call.
     """
 
-    call: StatelessCall
+    call: StatelessCall | ConditionalCall
     fixed: list
     moving: list
     steps: int | None
     recompute: Callable | None
     at_hand: bool
+    parts: list[int] | None = None
+
+    @property
+    def _one_by_one(self):
+        """Whether each call is by itself computed again, or left out."""
+        return self.recompute or isinstance(self.call, ConditionalCall)
 
     def run(self, carry, time):
         """Calls the layer on all chunks.
@@ -49,7 +58,8 @@ class Chunks:
             Tuple of the outputs and of the new `Carry`.
         """
         if self.steps is None:
-            return self._run(carry, self.moving, [[time]])
+            groups = [[size] for size in self.parts or [time]]
+            return self._run(carry, self.moving, groups)
         if isinstance(time, int):
             return self._in_known_time(carry, time)
         return self._in_unknown_time(carry, time)
@@ -65,7 +75,7 @@ class Chunks:
             start = dataclasses.replace(carry, losses=zeros)
             loop = self._loop(carry, probed)
             return loop.run(start, self.moving, iterations, of_iteration)
-        groups = [[size] for size in sizes] if self.recompute else [sizes]
+        groups = [[size] for size in sizes] if self._one_by_one else [sizes]
         split = sum(sizes)
         first = folding.cut(self.moving, 0, split)
         outputs, once = self._run(carry, first, groups)
@@ -87,8 +97,10 @@ class Chunks:
         steps = self.steps
         calls = max(-(-time // steps), 1)
         sizes = [time - (calls - 1) * steps] + [steps] * (calls - 1)
-        of_iteration = [steps] * (1 if self.recompute else CALLS_PER_ITERATION)
-        if self.at_hand or calls <= (1 if self.recompute else FEW_CALLS):
+        of_iteration = [steps] * (
+            1 if self._one_by_one else CALLS_PER_ITERATION
+        )
+        if self.at_hand or calls <= (1 if self._one_by_one else FEW_CALLS):
             return sizes, 0, of_iteration
         iterations = time // steps // len(of_iteration)
         return (

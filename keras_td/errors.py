@@ -8,6 +8,7 @@ import keras
 
 from keras_td import folding
 from keras_td import internals
+from keras_td import layer_kinds
 from keras_td import trees
 
 
@@ -45,6 +46,13 @@ def check_options(steps_per_call, **switches):
             raise ValueError(
                 f"`{name}` must be True or False. Received: {name}={value!r}"
             )
+    if switches["skip_masked"] and switches["share_randomness"]:
+        raise ValueError(
+            "`skip_masked=True` and `share_randomness=True` exclude each "
+            "other: with the first, a layer sees valid steps of all samples "
+            "in one batch, with the second, all samples of one step. Received "
+            "both."
+        )
     if switches["remat"] and not hasattr(keras, "remat"):
         raise ValueError(
             "`remat=True` needs Keras 3.9 or later. This is Keras "
@@ -68,6 +76,16 @@ def check_dense(tensors):
                 "`TimeDistributed` takes dense tensors of shape `(batch, time, "
                 f"...)`. {instead}. Received: `{name}` of type "
                 f"{type(x).__name__} with shape {tuple(x.shape)}."
+            )
+
+
+def check_keeps_no_state(layer):
+    for inner in internals.layers_of(layer):
+        if layer_kinds.is_stateful(inner):
+            raise ValueError(
+                "`skip_masked=True` moves time steps between the samples of a "
+                "batch, for each of which a stateful layer keeps a state. "
+                f"Received: the stateful layer {inner.name!r}."
             )
 
 
@@ -101,7 +119,7 @@ def told_of_fixed_batch(layer, x):
 def _fixed_batch(layer):
     """The batch that a stateful layer keeps to, or `None`."""
     for inner in internals.layers_of(layer):
-        if getattr(inner, "stateful", False):
+        if layer_kinds.is_stateful(inner):
             for state in trees.tensors(getattr(inner, "states", None)):
                 return state.shape[0]
     return None

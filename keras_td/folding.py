@@ -199,8 +199,6 @@ def expand(x, rank):
 
 def zeros_except_at(steps, x):
     """Puts zeros at the steps of `x` that `steps`, of booleans, leaves out."""
-    if keras.backend.standardize_dtype(x.dtype) == "string":
-        return x
     return ops.where(expand(steps, len(x.shape)), x, ops.zeros_like(x))
 
 

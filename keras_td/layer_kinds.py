@@ -42,8 +42,11 @@ def broadcasts_masks(layer):
 
 def keeps_state(layer):
     """Whether a layer, or one inside, passes a state on to its next call."""
-    inner_layers = internals.layers_of(layer)
-    return any(getattr(inner, "stateful", False) for inner in inner_layers)
+    return any(map(is_stateful, internals.layers_of(layer)))
+
+
+def is_stateful(layer):
+    return bool(getattr(layer, "stateful", False))
 
 
 def reads_masks(layer):

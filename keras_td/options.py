@@ -6,6 +6,9 @@ from typing import TypedDict
 
 import keras
 
+# The arguments of this layer alone.
+OPTIONS = "steps_per_call", "remat", "share_randomness", "skip_masked"
+
 
 class LayerOptions(TypedDict, total=False):
     """The arguments of every layer of Keras."""
@@ -26,10 +29,27 @@ class CallOptions(NamedTuple):
             remains. `None` is all.
         remat: Whether the backward pass computes each call again.
         share_randomness: Whether every call draws the same random numbers.
+        skip_masked: Whether only the run tells which steps of a call are valid,
+            to be called on these alone, and only if there are any.
         training: Whether the layer trains.
+        parts: The numbers of steps that the calls see, if they are not the
+            same.
     """
 
     steps: int | None
     remat: bool
     share_randomness: bool
+    skip_masked: bool
     training: bool | None
+    parts: list[int] | None = None
+
+    @classmethod
+    def of(cls, wrapper, training=None):
+        """The options that a wrapper has been given."""
+        return cls(
+            1 if wrapper.share_randomness else wrapper.steps_per_call,
+            wrapper.remat,
+            wrapper.share_randomness,
+            wrapper.skip_masked,
+            training,
+        )

@@ -70,8 +70,8 @@ def with_outer_validity(arguments):
     if valid is None:
         return arguments
     # (batch,) -> (batch, time)
-    outer = folding.align(valid[:, None], *folding.sizes(like)[:2])
-    return dataclasses.replace(arguments, outer=outer)
+    valid = folding.align(valid[:, None], *folding.sizes(like)[:2])
+    return dataclasses.replace(arguments, valid=valid)
 
 
 def _normalizations(layer):

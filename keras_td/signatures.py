@@ -46,14 +46,26 @@ def from_positional(args, kwargs):
     return args[:split], {**tensors, **named}, options
 
 
-def are_of_keras(args, layer, in_subclass):
-    """Whether `args` are `training` and `mask`, as Keras's own layer has them.
+def options_of_keras(args, training, mask, layer, in_subclass):
+    """Takes `training` and `mask` out of `args`, where Keras's layer has them.
 
     Args:
         args: The arguments by position after the inputs.
+        training: The one by name.
+        mask: The one by name.
         layer: The wrapped layer.
         in_subclass: Whether it is the `call` of a subclass that passes them on.
+
+    Returns:
+        Tuple of the other `args`, of `training` and of `mask`.
     """
+    if args and _are_of_keras(args, layer, in_subclass):
+        training, *given = args
+        args, mask = (), given[0] if given else mask
+    return args, _as_bool(training), mask
+
+
+def _are_of_keras(args, layer, in_subclass):
     if len(args) not in (1, 2) or trees.is_tensor(args[0]):
         return False
     if in_subclass or isinstance(args[0], bool):
@@ -67,7 +79,7 @@ def are_of_keras(args, layer, in_subclass):
     return len(args) == 2 and names[2:3] in ([], ["mask"])
 
 
-def as_bool(training):
+def _as_bool(training):
     """Makes a bool of `training`, unless it is a tensor without a value."""
     if training is None or training is True or training is False:
         return training

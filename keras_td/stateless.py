@@ -46,6 +46,8 @@ class StatelessCall:
         variables: Its variables.
         shared_seeds: Makes a context in which each call draws the same.
         all_steps: Whether there is but one call, on all steps.
+        count_steps: Counts the steps that a call sees, of its tensors. `None`
+            takes all.
     """
 
     fn: Callable
@@ -53,6 +55,7 @@ class StatelessCall:
     variables: list
     shared_seeds: Callable = contextlib.nullcontext
     all_steps: bool = False
+    count_steps: Callable | None = None
 
     def __call__(self, token, fixed, values, moving, sizes):
         """Calls the layer on `sizes` steps, one part after the other.
@@ -93,6 +96,8 @@ class StatelessCall:
         scope.check()
         scope.stop_gradients(self.variables, before)
         added = losses.take(scope, self.layer)
+        if self.count_steps:
+            size = self.count_steps(fixed, moving)
         return outputs, losses.weighted(added, None if self.all_steps else size)
 
     def _values(self, scope):

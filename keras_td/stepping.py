@@ -11,13 +11,13 @@ from keras_td import errors
 from keras_td import folding
 from keras_td import losses
 from keras_td import masking
-from keras_td import padding
 from keras_td import randomness
 from keras_td import remat
 from keras_td import scopes
 from keras_td import trees
 from keras_td import variables
 from keras_td.chunking import Chunks
+from keras_td.conditional import ConditionalCall
 from keras_td.stateless import Carry
 from keras_td.stateless import StatelessCall
 
@@ -38,8 +38,8 @@ def call_steps(call, layer, arguments, options):
         calls, averaged over the steps.
     """
     steps, training = options.steps, options.training
-    arguments = padding.with_outer_validity(arguments)
-    if not (steps or options.remat):
+    several = steps or options.parts or options.skip_masked
+    if not (several or options.remat):
         return call(arguments), []
     if scopes.is_inferring_shapes() or arguments.is_symbolic:
         return _infer(call, arguments, steps), []
@@ -103,6 +103,14 @@ class _CallOnLists:
         outputs, masks = self.call(self.arguments.with_nests(list(nests)))
         return outputs, masking.as_tensors(masks)
 
+    def valid(self, fixed, moving):
+        """Which steps are valid, `(batch, steps)`."""
+        *_, valid = trees.merge(moving, fixed, self.moves)
+        return valid
+
+    def count_valid(self, fixed, moving):
+        return ops.sum(ops.cast(self.valid(fixed, moving), "int32"))
+
 
 def _known(x, time):
     """Repeats a step where it is not known before the run that there is one."""
@@ -116,17 +124,15 @@ def _attempt(call, layer, time, options):
     used = variables.used_by(layer)
     values = variables.values_of(used, layer)
     given = remat.values_for(layer, values) if options.remat else values
-    shared_seeds = contextlib.nullcontext
-    if options.share_randomness:
-        shared_seeds = randomness.shared_seeds(used, given)
     at_hand = folding.has_values([*call.moving, *call.fixed][0])
     chunks = Chunks(
-        StatelessCall(call, layer, used, shared_seeds, options.steps is None),
+        _stateless_call(call, layer, used, given, options),
         call.fixed,
         call.moving,
         options.steps,
         remat.recompute if options.remat else None,
         at_hand,
+        options.parts,
     )
     # Where nothing is compiled, calls are in order; where all activations are
     # kept, it does not matter, and TensorFlow does some side by side.
@@ -136,3 +142,20 @@ def _attempt(call, layer, time, options):
     outputs, carry = chunks.run(carry, time)
     variables.assign(used, layer, given, carry.values)
     return outputs, losses.means(carry.losses)
+
+
+def _stateless_call(call, layer, used, values, options):
+    shared_seeds = contextlib.nullcontext
+    if options.share_randomness:
+        shared_seeds = randomness.shared_seeds(used, values)
+    stateless_call = StatelessCall(
+        call,
+        layer,
+        used,
+        shared_seeds,
+        options.steps is options.parts is None,
+        call.count_valid if options.skip_masked else None,
+    )
+    if options.skip_masked:
+        return ConditionalCall(stateless_call, call.valid)
+    return stateless_call

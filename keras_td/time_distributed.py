@@ -10,14 +10,16 @@ import keras
 
 from keras_td import building
 from keras_td import calling
+from keras_td import conditional
 from keras_td import errors
 from keras_td import inference
 from keras_td import internals
 from keras_td import layer_kinds
 from keras_td import signatures
-from keras_td import stepping
+from keras_td import skipping
 from keras_td.arguments import gather_call
 from keras_td.arguments import symbols_of_shapes
+from keras_td.options import OPTIONS
 from keras_td.options import CallOptions
 from keras_td.options import LayerOptions
 
@@ -47,12 +49,6 @@ class TimeDistributed(keras.layers.TimeDistributed):
     ...     keras.layers.Conv2D(64, 3), steps_per_call=8, remat=True
     ... )
 
-    Augment clips as a whole, and not each frame in another way.
-
-    >>> layer = keras_td.TimeDistributed(
-    ...     keras.layers.RandomFlip(), share_randomness=True
-    ... )
-
     Args:
         layer: The `keras.Layer` to apply: a layer, a `Sequential`, a functional
             or subclassed `Model`, or another `TimeDistributed`.
@@ -71,6 +67,11 @@ class TimeDistributed(keras.layers.TimeDistributed):
             one augmentation per clip, one dropout mask per sequence. The
             samples of a batch still differ. The layer is then called on one
             step at a time, whatever `steps_per_call` is.
+        skip_masked: Whether the layer is called on valid steps alone, so that
+            padding costs nothing. A step is valid where anything in its mask
+            is. At others, outputs are zeros, and the layer's statistics and
+            losses do not count them. Not for stateful layers, nor with
+            `share_randomness`.
         **kwargs: The arguments of every layer. `dtype` defaults to the dtype
             policy of `layer`.
 
@@ -103,12 +104,14 @@ class TimeDistributed(keras.layers.TimeDistributed):
     Raises:
         ValueError: if `layer` is not a layer that takes inputs; if
             `steps_per_call` is neither `None` nor a positive integer; if
-            `remat` or `share_randomness` is not a bool; if `remat` is True and
-            Keras older than 3.9; if a tensor has fewer than two axes, or is
-            sparse or ragged; if tensors differ in batch or time; if `mask` does
-            not match `inputs`; if the wrapped layer is stateful and gets
-            another batch than before; if it returns a tensor without a batch
-            axis; if it adds a loss that is no scalar in several calls.
+            `remat`, `share_randomness` or `skip_masked` is not a bool; if
+            `remat` is True and Keras older than 3.9; if `skip_masked` is True
+            with `share_randomness`, or for a stateful layer; if a tensor has
+            fewer than two axes, or is sparse or ragged; if tensors differ in
+            batch or time; if `mask` does not match `inputs`; if the wrapped
+            layer is stateful and gets another batch than before; if it returns
+            a tensor without a batch axis; if it adds a loss that is no scalar
+            in several calls.
     """
 
     def __init__(
@@ -117,13 +120,17 @@ class TimeDistributed(keras.layers.TimeDistributed):
         steps_per_call: int | None = None,
         remat: bool = False,
         share_randomness: bool = False,
+        skip_masked: bool = False,
         **kwargs: Unpack[LayerOptions],
     ) -> None:
         errors.check_layer(layer)
         if kwargs.get("dtype") is None:
             kwargs["dtype"] = layer_kinds.unquantized(layer.dtype_policy)
         errors.check_options(
-            steps_per_call, remat=remat, share_randomness=share_randomness
+            steps_per_call,
+            remat=remat,
+            share_randomness=share_randomness,
+            skip_masked=skip_masked,
         )
         supports_masking = kwargs.pop("supports_masking", True)
         # The wrapped layer casts its inputs, in its own way.
@@ -132,6 +139,9 @@ class TimeDistributed(keras.layers.TimeDistributed):
         self.steps_per_call = steps_per_call and int(steps_per_call)
         self.remat = remat
         self.share_randomness = share_randomness
+        self.skip_masked = skip_masked
+        if skip_masked and not conditional.has_gradients_in_xla():
+            self.supports_jit = False
         if not self.trainable:
             layer.trainable = False
 
@@ -153,7 +163,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
             arguments, others = gather_call(inputs)
         else:
             return
-        first = arguments.first_steps(self._steps_of_a_call)
+        first = arguments.first_steps(CallOptions.of(self).steps)
         building.build(self.layer, first, others)
 
     def call(
@@ -164,19 +174,14 @@ class TimeDistributed(keras.layers.TimeDistributed):
         mask: Any = None,
         **kwargs: Any,
     ) -> Any:
-        if args and signatures.are_of_keras(
-            args, self.layer, self._overrides("call")
-        ):
-            training, *given = args
-            args, mask = (), given[0] if given else mask
-        training = signatures.as_bool(training)
+        args, training, mask = signatures.options_of_keras(
+            args, training, mask, self.layer, self._overrides("call")
+        )
         arguments, others = gather_call(inputs, args, kwargs, training, mask)
         # (batch, time, ...) -> (batch * time, ...), and back
         call = functools.partial(calling.call_folded, self.layer, others)
-        options = CallOptions(
-            self._steps_of_a_call, self.remat, self.share_randomness, training
-        )
-        results, losses = stepping.call_steps(
+        options = CallOptions.of(self, training)
+        results, losses = skipping.call_steps(
             call, self.layer, arguments, options
         )
         for loss in losses:
@@ -191,10 +196,6 @@ class TimeDistributed(keras.layers.TimeDistributed):
         return getattr(type(self), name) is not getattr(TimeDistributed, name)
 
     @property
-    def _steps_of_a_call(self):
-        return 1 if self.share_randomness else self.steps_per_call
-
-    @property
     def metrics(self) -> list[keras.Metric]:
         # As in a model that holds it as a layer, those that a wrapped model was
         # compiled with are not for the model at hand.
@@ -203,12 +204,8 @@ class TimeDistributed(keras.layers.TimeDistributed):
         return super().metrics
 
     def get_config(self) -> dict[str, Any]:
-        config = {
-            **super().get_config(),
-            "steps_per_call": self.steps_per_call,
-            "remat": self.remat,
-            "share_randomness": self.share_randomness,
-        }
+        options = {name: getattr(self, name) for name in OPTIONS}
+        config = {**super().get_config(), **options}
         if not self.supports_masking:
             config["supports_masking"] = False
         return config

@@ -37,7 +37,7 @@ SYMBOLIC = (
     "compute_output_shape_agrees_with_an_eager_call",
 )
 EMPTY = ("nothing_in_nothing_out",)
-COMPILED = ("compiled_equals_eager",)
+COMPILED = ("compiled_equals_eager", "a_compiled_model_predicts_the_same")
 EAGER_FIT = ("a_compiled_step_of_fit_equals_an_eager_one",)
 BARE_FIT = ("a_step_of_fit_equals_one_of_the_bare_layer",)
 SHARED = ("all_steps_draw_the_same",)

@@ -5,20 +5,23 @@ import pathlib
 import re
 
 import keras
+import pytest
 
 import keras_td
 from backends import needs
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+TOP = pathlib.Path(__file__).parent.parent
+PAGES = [TOP / "README.md", *sorted(TOP.glob("docs/*.md"))]
 
 
 @needs("remat")
-def test_readme():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run(page):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     namespace = {}
     for block in blocks:
         exec(block, namespace)
-    assert len(blocks) > 3
+    assert blocks
 
 
 @needs("remat")

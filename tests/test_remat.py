@@ -397,3 +397,29 @@ def test_wrappers_may_nest(rng):
     actual = found(TimeDistributed(inner, steps_per_call=2, remat=True))
 
     assert_close(actual, found(TimeDistributed(TimeDistributed(dense))))
+
+
+class Passes(keras.Layer):
+    """Returns what it gets, which integers have no gradients for."""
+
+    def call(self, inputs, *others):
+        return inputs, *others
+
+
+@needs("remat")
+@pytest.mark.parametrize("steps", [None, 1])
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32"]
+)
+def test_integers_of_any_size_leave_as_they_are(dtype, steps):
+    extremes = [0, 1]
+    if dtype != "bool":
+        limits = np.iinfo(dtype)
+        extremes = [limits.min, limits.max, 1, limits.max // 3]
+    integers = np.array([extremes] * 2).astype(dtype)
+    x = np.ones(integers.shape, "float32")
+    td = TimeDistributed(Passes(), remat=True, steps_per_call=steps)
+
+    actual = td(x, integers, training=True)
+
+    assert_close(actual, TimeDistributed(Passes())(x, integers))

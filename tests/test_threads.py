@@ -1,5 +1,6 @@
 """What belongs to the process, and not to the layer, is read and left alone."""
 
+import contextlib
 import random
 import threading
 import warnings
@@ -242,4 +243,24 @@ def test_a_filter_does_not_outlive_a_context_that_another_thread_opened():
         leave.set()
         thread.join()
 
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_call_leaves_the_filters_of_warnings_as_they_were(fails):
+    class Layer(keras.Layer):
+        def call(self, inputs):
+            filters.append(len(warnings.filters))
+            if fails:
+                raise ArithmeticError
+            return inputs
+
+    filters, before = [], list(warnings.filters)
+    inner, x = TimeDistributed(Layer()), np.ones((2, 3, 4, 5, 6), "float32")
+
+    td = TimeDistributed(inner)
+    with contextlib.suppress(ArithmeticError):
+        td(x, mask=np.ones((2, 3, 4, 5), bool))
+
+    assert max(filters) > len(before)
     assert warnings.filters == before

@@ -1,0 +1,84 @@
+"""A call that is only made where it has a valid step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_td import folding
+from keras_td import trees
+from keras_td.stateless import StatelessCall
+
+
+def has_gradients_in_xla():
+    """Whether XLA finds the gradients of all layers in a conditional call.
+
+    It has none for a loop, such as an LSTM's, in one of TensorFlow's. There
+    steps can be left out without it, too.
+    """
+    return keras.backend.backend() != "tensorflow"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionalCall:
+    """A `StatelessCall` that leaves all as it is where no step is valid.
+
+    Args:
+        call: The `StatelessCall`.
+        valid: Function that tells of its tensors which steps are valid,
+            `(batch, steps)`.
+    """
+
+    call: StatelessCall
+    valid: Callable
+
+    def __call__(self, token, fixed, values, moving, sizes):
+        valid = self.valid(fixed, moving)
+        branches = _Branches(
+            self.call, (token, fixed, values, moving, sizes), valid
+        )
+        found = ops.cond(ops.any(valid), branches.call, branches.skip)
+        return trees.pack_tensors(branches.structure, found)
+
+
+class _Branches:
+    """What is done if there is a valid step, and if there is none."""
+
+    def __init__(self, stateless_call, arguments, valid):
+        self.stateless_call = stateless_call
+        self.arguments = arguments
+        self.valid = valid
+        self.structure: Any = None
+
+    def call(self):
+        results = self.stateless_call(*self.arguments)
+        # Tensors here would be of this branch alone.
+        self.structure = trees.symbols(results)
+        return trees.tensors(results)
+
+    def skip(self):
+        token, _, values, *_ = self.arguments
+        _, (outputs, updates, sums) = self._like_results()
+        updates = [
+            None if new is None else old
+            for old, new in zip(values, updates, strict=True)
+        ]
+        zeros = trees.map_tensors(ops.zeros_like, (outputs, sums))
+        return trees.tensors((token, (zeros[0], updates, zeros[1])))
+
+    def _like_results(self):
+        """Tensors of the shapes of the results."""
+        token, (outputs, updates, sums) = self.structure
+        sizes = folding.sizes(self.valid)
+        shapes = [y.shape[2:] for y in trees.tensors(outputs)]
+        shapes += [loss.shape for loss in trees.tensors(sums)]
+        if any(None in shape for shape in shapes):
+            # The sizes of outputs that depend on those of the inputs.
+            return self.stateless_call(*self.arguments)
+        outputs = trees.map_tensors(
+            lambda y: ops.zeros((*sizes, *y.shape[2:]), y.dtype), outputs
+        )
+        sums = trees.map_tensors(lambda x: ops.zeros(x.shape, x.dtype), sums)
+        return token, (outputs, updates, sums)

@@ -1,0 +1,131 @@
+"""Masked steps left out: a layer is called on the valid ones alone.
+
+So do padding-free transformers with tokens (`unpad_input` and `pad_input` of
+FlashAttention, NVIDIA's Effective Transformer, ByteTransformer).
+"""
+
+import dataclasses
+import functools
+import math
+
+import keras
+from keras import ops
+
+from keras_td import errors
+from keras_td import folding
+from keras_td import masking
+from keras_td import packing
+from keras_td import padding
+from keras_td import scopes
+from keras_td import stepping
+from keras_td import trees
+
+
+def call_steps(call, layer, arguments, options):
+    """Calls a layer as `stepping.call_steps` does, on valid steps if asked to.
+
+    The outputs of masked steps are zeros then.
+    """
+    arguments = padding.with_outer_validity(arguments)
+    valid = _valid_steps(layer, arguments) if options.skip_masked else None
+    if valid is None:
+        options = options._replace(skip_masked=False)
+        return stepping.call_steps(call, layer, arguments, options)
+    arguments = dataclasses.replace(arguments.align(), valid=valid)
+    if folding.is_size(_count(valid), 0):
+        return _zeros(call, layer, arguments), []
+    packed, options = _pack(layer, arguments, options)
+    if options.skip_masked:
+        call = functools.partial(_call_on_valid, call)
+    if packed is None:
+        return stepping.call_steps(call, layer, arguments, options)
+    inside = packed.pack(arguments)
+    results, losses = stepping.call_steps(call, layer, inside, options)
+    return packed.unpack(results, inside, arguments), losses
+
+
+def _valid_steps(layer, arguments):
+    """The steps to call a layer on, `(batch, time)`, or `None` for all."""
+    errors.check_keeps_no_state(layer)
+    if arguments.is_symbolic or scopes.is_inferring_shapes():
+        return None
+    masks = trees.flatten(arguments.all_masks()["inputs"])
+    valid = arguments.step_mask()
+    if valid is None or not masking.are_of_padding(masks, layer):
+        return None
+    valid = ops.cast(valid, "bool")
+    if arguments.valid is not None:
+        valid = ops.logical_and(valid, arguments.valid)
+    if folding.is_size(_count(valid), math.prod(folding.sizes(valid))):
+        return None
+    return valid
+
+
+def _count(valid):
+    """The number of valid steps, or `None` where only the run tells it."""
+    if not folding.has_values(valid):
+        return None
+    return int(ops.convert_to_numpy(valid).sum())
+
+
+def _pack(layer, arguments, options):
+    """Tells how steps are packed for the calls, and the options of these.
+
+    `None` leaves them where they are, for each call to find its valid ones.
+    """
+    valid, steps = arguments.valid, options.steps
+    if folding.has_values(valid) and steps is None:
+        return packing.only_valid(valid), options._replace(skip_masked=False)
+    if folding.has_values(valid) and folding.has_values(arguments.first):
+        packed, parts = packing.valid_in_a_row(valid, steps)
+        options = options._replace(steps=None, parts=parts, skip_masked=False)
+        return packed, options
+    if steps is not None:
+        return packing.valid_first(valid), options
+    of_known_size = all(isinstance(size, int) for size in valid.shape)
+    mixes = options.training is not False and padding.mixes_samples(layer)
+    if mixes or not (of_known_size and packing.is_static(valid)):
+        return None, options
+    packed, parts = packing.in_parts(valid)
+    return packed, options._replace(parts=parts)
+
+
+def _call_on_valid(call, arguments):
+    """Calls a layer on the valid steps of `Arguments` alone."""
+    if arguments.is_symbolic:
+        return call(arguments)
+    packed = packing.only_valid(arguments.valid)
+    inside = packed.pack(arguments)
+    return packed.unpack(call(inside), inside, arguments)
+
+
+def _zeros(call, layer, arguments):
+    """The outputs, and their masks, where no step is valid."""
+    # The gradients of all that the layer uses are zeros, too.
+    used = [*trees.tensors(arguments.nests), *layer.trainable_variables]
+    zero = sum(map(_zero_of, filter(_is_float, used)))
+    step = arguments.map(_zero_step)
+    with keras.StatelessScope():
+        outputs, masks = call(step)
+    masks = masking.restore_uncut(masks, step.masks, arguments.masks)
+    sizes = folding.sizes(arguments.valid)
+
+    def zeros(y):
+        zeros = ops.zeros((*sizes, *y.shape[2:]), trees.dtype(y))
+        return zeros + ops.cast(zero, y.dtype) if _is_float(y) else zeros
+
+    return trees.map_tensors(zeros, outputs), trees.map_tensors(zeros, masks)
+
+
+def _zero_step(x):
+    x = ops.zeros_like(x[:1, :1])
+    return ops.logical_not(x) if trees.has_dtype(x, "bool") else x
+
+
+def _zero_of(x):
+    x = ops.convert_to_tensor(x)
+    return ops.sum(ops.where(ops.zeros_like(x, dtype="bool"), x, 0))
+
+
+def _is_float(x):
+    return trees.has_dtype(x, "float")
