@@ -14,6 +14,7 @@ from keras import ops
 from keras import tree
 
 from backends import needs
+from case import BACKEND
 from case import BATCH
 from case import DTYPES
 from case import TIME
@@ -76,15 +77,18 @@ def zeros_at_masked(outputs, mask):
 
 def model_with_mask(case, td, arguments, *lead):
     """A functional model of the arguments and of a mask of their steps."""
-    flat, lead = leaves(arguments), lead or (BATCH, TIME)
+    lead = lead or case.lead
     inputs = [
-        keras.Input((lead[1], *x.shape[2:]), lead[0], DTYPES[case.values])
-        for x in flat
+        keras.Input(
+            (*lead[1:], *x.shape[len(lead) :]), lead[0], DTYPES[case.values]
+        )
+        for x in leaves(arguments)
     ]
-    mask = keras.Input(lead[1:], lead[0], "bool")
     args, kwargs = with_leaves(arguments, inputs)
-    masks = tree.map_structure(lambda _: mask, args[0])
-    outputs = td(*args, mask=masks, **kwargs)
+    mask = keras.Input(lead[1:], lead[0], "bool")
+    if case.has_time:
+        kwargs["mask"] = tree.map_structure(lambda _: mask, args[0])
+    outputs = td(*args, **kwargs)
     return keras.Model([*inputs, mask], tree.flatten(outputs))
 
 
@@ -118,6 +122,7 @@ def test_a_compiled_model_predicts_the_same(case, rng):
     model = model_with_mask(case, td, (args, kwargs))
 
     for mask in MASKS.values():
+        mask = mask.reshape(case.lead)
         arrays = leaves(spoiled(case, (args, kwargs), mask))
         actual = model.predict_on_batch([*arrays, mask])
         expected_of_mask = tree.flatten(zeros_at_masked(expected, mask))
@@ -425,7 +430,9 @@ def test_each_level_of_nested_wrappers_skips(option, rng):
         word = ops.convert_to_tensor(x[place][words[place]][None] * 2)
         expected[place] = as_numpy(gru(word))[0]
     assert_close(as_numpy(actual), expected)
-    assert sum(counter.rows) == words.sum()
+    # JAX traces what it computes again, where no shape may depend on data.
+    if BACKEND != "jax" or "remat" not in option:
+        assert sum(counter.rows) == words.sum()
 
 
 @needs("training")
