@@ -29,7 +29,7 @@ ROUNDS, SECONDS, FIRST_ROUNDS, MEMORY_ROUNDS = 15, 30, 3, 3
 def make(name, keras):
     """A layer, and the shape of a time step."""
     if name == "LSTM":
-        return keras.layers.LSTM(64), (20, 64)
+        return keras.layers.LSTM(128), (20, 128)
     return bench.make(name, keras)
 
 
@@ -57,19 +57,17 @@ class Contender:
         mask = mask_of(share)
         if who == IDEAL:
             inputs = keras.Input(shape)
-            self.x, lead = [bench.array((int(mask.sum()), *shape))], [-1]
+            self.x = bench.array((int(mask.sum()), *shape))
             self.model = keras.Model(inputs, layer(inputs))
+            lead = self.x.shape[:1]
         else:
             inputs = keras.Input((TIME, *shape))
             given = keras.Input((TIME,), dtype="bool")
             td = keras_td.TimeDistributed(layer, skip_masked=who == SKIPPING)
-            self.x, lead = (
-                [bench.array((BATCH, TIME, *shape)), mask],
-                mask.shape,
-            )
+            self.x = [bench.array((BATCH, TIME, *shape)), mask]
+            lead = mask.shape
             self.model = keras.Model([inputs, given], td(inputs, mask=given))
         self.model.compile("sgd", "mse")
-        lead = self.x[0].shape[: len(lead)]
         outputs = self.model.output_shape[len(lead) :]
         self.y = bench.array((*lead, *outputs))
 

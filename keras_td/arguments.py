@@ -29,12 +29,15 @@ class Arguments:
         valid: Which steps are valid, `(batch, time)`, for a call of another
             wrapper around this one, or for one that skips the others. `None`
             is all.
+        without_padding: Whether padded steps were left out, whatever the masks
+            say.
     """
 
     tensors: dict
     masks: dict
     time: Any
     valid: Any = None
+    without_padding: bool = False
 
     @property
     def first(self):
@@ -53,11 +56,11 @@ class Arguments:
         """Puts other nests in place of `nests`."""
         count = len(self.tensors)
         *masks, valid = nests[count:]
-        return Arguments(
-            dict(zip(self.tensors, nests[:count], strict=True)),
-            dict(zip(self.masks, masks, strict=True)),
-            self.time,
-            valid,
+        return dataclasses.replace(
+            self,
+            tensors=dict(zip(self.tensors, nests[:count], strict=True)),
+            masks=dict(zip(self.masks, masks, strict=True)),
+            valid=valid,
         )
 
     def map(self, fn):

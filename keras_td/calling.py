@@ -72,7 +72,9 @@ def masks_for_layer(layer, folded, valid=None):
 
 def _valid_steps(layer, arguments):
     """The steps that are no padding, `(batch, time)`, if it matters."""
-    if not masks_of.any_of(arguments.masks) or arguments.is_symbolic:
+    if arguments.without_padding or arguments.is_symbolic:
+        return None
+    if not masks_of.any_of(arguments.masks):
         return None
     if not (layer_kinds.reads_masks(layer) or padding.mixes_samples(layer)):
         return None

@@ -38,8 +38,12 @@ class Packing:
 
     def pack(self, arguments):
         packed = arguments.map(lambda x: _take(x, self.places, self.sizes))
-        time = self.sizes[1]
-        return dataclasses.replace(packed, time=time, valid=self.filled)
+        return dataclasses.replace(
+            packed,
+            time=self.sizes[1],
+            valid=self.filled,
+            without_padding=self.filled is None,
+        )
 
     def unpack(self, results, packed, arguments):
         """Moves what a layer has made back; what is not valid becomes zeros.

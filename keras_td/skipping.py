@@ -6,7 +6,6 @@ FlashAttention, NVIDIA's Effective Transformer, ByteTransformer).
 
 import dataclasses
 import functools
-import math
 
 import keras
 from keras import ops
@@ -28,11 +27,14 @@ def call_steps(call, layer, arguments, options):
     """
     arguments = padding.with_outer_validity(arguments)
     valid = _valid_steps(layer, arguments) if options.skip_masked else None
-    if valid is None:
+    if valid is None or _are_all(valid, True):
         options = options._replace(skip_masked=False)
+        arguments = dataclasses.replace(
+            arguments, without_padding=valid is not None
+        )
         return stepping.call_steps(call, layer, arguments, options)
     arguments = dataclasses.replace(arguments.align(), valid=valid)
-    if folding.is_size(_count(valid), 0):
+    if _are_all(valid, False):
         return _zeros(call, layer, arguments), []
     packed, options = _pack(layer, arguments, options)
     if options.skip_masked:
@@ -56,16 +58,14 @@ def _valid_steps(layer, arguments):
     valid = ops.cast(valid, "bool")
     if arguments.valid is not None:
         valid = ops.logical_and(valid, arguments.valid)
-    if folding.is_size(_count(valid), math.prod(folding.sizes(valid))):
-        return None
     return valid
 
 
-def _count(valid):
-    """The number of valid steps, or `None` where only the run tells it."""
+def _are_all(valid, value):
+    """Whether all are known to be valid, or not to be."""
     if not folding.has_values(valid):
-        return None
-    return int(ops.convert_to_numpy(valid).sum())
+        return False
+    return bool((ops.convert_to_numpy(valid) == value).all())
 
 
 def _pack(layer, arguments, options):
