@@ -155,11 +155,16 @@ def row(cell):
 
 
 HEAD = (
-    "| layer | padding | train: times as fast | train: of the ideal's time "
-    "| predict: times as fast | predict: of the ideal's time "
-    "| first train step: of the time without | memory, MB: with / without / ideal |\n"
+    "| layer | padding | train step: times as fast | of the ideal's time "
+    "| predict step: times as fast | of the ideal's time "
+    "| first train step: of the time without "
+    "| memory, MB: with / without / ideal |\n"
     "| --- | --: | --: | --: | --: | --: | --: | --: |"
 )
+
+
+def table(cells):
+    return "\n".join([HEAD, *map(row, cells)])
 
 
 def main():

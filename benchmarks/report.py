@@ -7,6 +7,7 @@ import json
 import statistics
 
 import matplotlib.pyplot as plt
+import padding
 from matplotlib import ticker
 
 import bench
@@ -28,6 +29,13 @@ COLORS = {
     bench.STOCK: "#e8590c",
     bench.OWN: "#2f9e44",
 }
+PADDING_COLORS = {
+    padding.IDEAL: GRAY,
+    padding.PLAIN: "#e8590c",
+    padding.SKIPPING: "#2f9e44",
+}
+PADDING_CHART = "padding.png"
+DOCS = bench.RESULTS.parent.parent / "docs" / "padding.md"
 STYLE = {
     "text.color": GRAY,
     "axes.labelcolor": GRAY,
@@ -168,19 +176,84 @@ def chart(runs, part, path):
         plt.close(figure)
 
 
+def draw_padding(axes, cells, part):
+    """Medians against the share of padding, a line for each contender."""
+    for who, color in PADDING_COLORS.items():
+        shares = [100 - 100 * cell["valid"] for cell in cells]
+        medians = [
+            statistics.median(cell["samples"][part][who]) for cell in cells
+        ]
+        # What others reach lies on the ideal, not under it.
+        band = {"lw": 8, "alpha": 0.35, "solid_capstyle": "round"}
+        width = band if who == padding.IDEAL else {"lw": 1.5, "marker": "."}
+        axes.plot(shares, medians, c=color, label=who, **width)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 100)
+    axes.xaxis.set_major_formatter("{x:g}%")
+
+
+def padding_chart(runs, path):
+    parts = list(padding.PARTS)
+    shape = len(padding.LAYERS) * len(parts), len(runs)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            *shape,
+            figsize=(3 * shape[1], 1.9 * shape[0]),
+            sharex=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        rows = [(n, part) for part in parts for n in padding.LAYERS]
+        for column, run in zip(grid.T, runs, strict=True):
+            for axes, (name, part) in zip(column, rows, strict=True):
+                cells = [c for c in run["cells"] if c["layer"] == name]
+                draw_padding(axes, cells, part)
+                where = f"{name}, {NAMES[run['backend']]}"
+                axes.set_title(where, fontsize=9)
+            column[-1].set_xlabel("padding")
+        for axes, (_, part) in zip(grid[:, 0], rows, strict=True):
+            axes.set_ylabel(f"{part}, s")
+        lines = {line.get_label(): line for line in grid[0, 0].lines}
+        order = list(reversed(PADDING_COLORS))
+        figure.legend(
+            map(lines.get, order),
+            order,
+            loc="outside upper center",
+            ncols=len(order),
+            frameon=False,
+        )
+        figure.savefig(path, dpi=150, transparent=True)
+        plt.close(figure)
+
+
+def put_between_marks(path, text):
+    before, rest = path.read_text().split(START)
+    _, after = rest.split(END)
+    path.write_text(f"{before}{START}\n{text}\n\n{END}{after}")
+
+
+def load(pattern):
+    paths = sorted(bench.RESULTS.glob(pattern))
+    return [json.loads(path.read_text()) for path in paths]
+
+
 def main():
-    runs = [
-        json.loads(p.read_text()) for p in sorted(bench.RESULTS.glob("*.json"))
-    ]
+    padded = load("padding-*.json")
+    if padded:
+        padding_chart(padded, bench.RESULTS / PADDING_CHART)
+        tables = [
+            "\n".join([f"{title(run)}:", "", padding.table(run["cells"])])
+            for run in padded
+        ]
+        put_between_marks(DOCS, "\n\n".join(tables))
+    runs = load("[!p]*.json")
     for part, name in CHARTS.items():
         chart(runs, part, bench.RESULTS / name)
     ratios = "\n\n".join(table(run) for run in runs)
     ALL.write_text(f"# All ratios\n\n{ratios}\n")
     print(ratios)
     told = "\n\n".join(table(run, is_shown) for run in runs)
-    before, rest = README.read_text().split(START)
-    _, after = rest.split(END)
-    README.write_text(f"{before}{START}\n{told}\n\n{END}{after}")
+    put_between_marks(README, told)
 
 
 if __name__ == "__main__":
