@@ -35,6 +35,7 @@ NOTES = pathlib.Path(tempfile.mkdtemp())
 UNKNOWN_SIZES = "PyTorch knows all sizes"
 # PyTorch's tensors take attributes; on JAX, the tests of masks fail.
 ATTRIBUTES = "PyTorch has no need of the layers that read and write masks"
+CHANGES_TWICE = "what a call adds has changed its sign once before"
 # The lines, before or after, of faults that change nothing there: they survive
 # untried.
 EXPLAINED = {
@@ -44,8 +45,13 @@ EXPLAINED = {
     "if ops.is_tensor(a) else a": UNKNOWN_SIZES,
     "return ops.where(ops.equal(a, 0), b, a) "
     "if ops.is_tensor(a) else a": UNKNOWN_SIZES,
-    "return [nest] if nest is None and is_tensor(nest) "
-    "else tree.flatten(nest)": "a tree makes the same list, slower",
+    "place = ops.arange(samples) % rows": UNKNOWN_SIZES,
+    "if folding.differ(samples, rows) or in_graph == [False, True]:": (
+        UNKNOWN_SIZES
+    ),
+    "return ops.logical_or(ops.take(valid, place, axis=0), others)": (
+        UNKNOWN_SIZES
+    ),
     "if mask is not None or trees.is_tensor(x):": "to set None sets none",
     **{
         f"arguments = arguments.first_steps( {i}).map(ops.copy)": "any number "
@@ -58,6 +64,22 @@ EXPLAINED = {
     "inner steps stays one",
     "return found[ -1]": "there is one",
     "@functools.lru_cache": "it saves time",
+    "CALLS_PER_ITERATION = 2": "it saves time",
+    "FEW_CALLS = 8": "it saves time",
+    "class LayerOptions(TypedDict, total=True):": "it is for type checkers",
+    **{
+        f"self.draws.seed = random.getrandbits( {i})": "any number will do"
+        for i in (63, 65)
+    },
+    **{
+        f"return {i} if seed is None and _thread.seeded else seed": (
+            "any number will do"
+        )
+        for i in (1, -1)
+    },
+    "owner = owners.get(id(loss), -1)": "any name for none will do",
+    "both[key] = total - loss, sum_of_weights + weight": CHANGES_TWICE,
+    "both[key] = total + loss, sum_of_weights - weight": CHANGES_TWICE,
     "super().__init__(autocast=True)": ATTRIBUTES,
     "self.supports_masking = False": ATTRIBUTES,
     "except AttributeError:": ATTRIBUTES,
@@ -102,8 +124,9 @@ def faults(path):
             continue
         occurrence = 0
         while mutated := mutate_code(code, get_operator(name)(), occurrence):
-            # That `zip` looks at lengths guards against what cannot happen.
-            if mutated.count("strict=True") == code.count("strict=True"):
+            # These guard against what does not happen.
+            guards = "strict=True", "frozen=True"
+            if all(mutated.count(g) == code.count(g) for g in guards):
                 yield name, mutated
             occurrence += 1
 
