@@ -15,6 +15,12 @@ _BROADCASTING_MASKS = (
     keras.layers.ConvLSTM2D,
     keras.layers.ConvLSTM3D,
 )
+_CONVOLUTIONS = (
+    *(getattr(keras.layers, f"Conv{n}D") for n in (1, 2, 3)),
+    *(getattr(keras.layers, f"Conv{n}DTranspose") for n in (1, 2, 3)),
+    *(getattr(keras.layers, f"DepthwiseConv{n}D") for n in (1, 2)),
+    *(getattr(keras.layers, f"SeparableConv{n}D") for n in (1, 2)),
+)
 _MAKING_MASKS = (keras.layers.Masking, keras.layers.Lambda)
 # They give masks only to what comes with one.
 _PASSING_MASKS_ON = (
@@ -38,6 +44,12 @@ def broadcasts_masks(layer):
     if isinstance(layer, keras.layers.Bidirectional):
         layer = layer.forward_layer
     return isinstance(layer, _BROADCASTING_MASKS)
+
+
+def has_convolutions(layer):
+    """Whether a layer is, or holds, a convolution."""
+    inner_layers = internals.layers_of(layer)
+    return any(isinstance(inner, _CONVOLUTIONS) for inner in inner_layers)
 
 
 def keeps_state(layer):

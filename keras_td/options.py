@@ -32,6 +32,7 @@ class CallOptions(NamedTuple):
         skip_masked: Whether only the run tells which steps of a call are valid,
             to be called on these alone, and only if there are any.
         training: Whether the layer trains.
+        all_at_once: Whether a call is made where no step of it is valid, too.
         parts: The numbers of steps that the calls see, if they are not the
             same.
     """
@@ -41,6 +42,7 @@ class CallOptions(NamedTuple):
     share_randomness: bool
     skip_masked: bool
     training: bool | None
+    all_at_once: bool = False
     parts: list[int] | None = None
 
     @classmethod

@@ -39,6 +39,11 @@ def is_inferring_shapes():
         return scope.original_scope is not None
 
 
+def is_on_cpu():
+    """Whether there are no devices but processors."""
+    return all("cpu" in name for name in keras.distribution.list_devices())
+
+
 def uncompiled(layer):
     """Lets no layer compile a method of its own, as with `tf.function`.
 

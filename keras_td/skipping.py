@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_td import errors
 from keras_td import folding
+from keras_td import layer_kinds
 from keras_td import masking
 from keras_td import packing
 from keras_td import padding
@@ -82,12 +83,21 @@ def _pack(layer, arguments, options):
         return packed, options
     if steps is not None:
         return packing.valid_first(valid), options
-    of_known_size = all(isinstance(size, int) for size in valid.shape)
-    mixes = options.training is not False and padding.mixes_samples(layer)
-    if mixes or not (of_known_size and packing.is_static(valid)):
+    if not packing.is_static(valid):
         return None, options
+    of_known_size = all(isinstance(size, int) for size in valid.shape)
+    if not of_known_size or _trains_all_at_once(layer, options):
+        return None, options._replace(all_at_once=True)
     packed, parts = packing.in_parts(valid)
     return packed, options._replace(parts=parts)
+
+
+def _trains_all_at_once(layer, options):
+    """Whether training makes one call, on a valid step in place of others."""
+    return options.training is not False and (
+        padding.mixes_samples(layer)
+        or (layer_kinds.has_convolutions(layer) and scopes.is_on_cpu())
+    )
 
 
 def _call_on_valid(call, arguments):

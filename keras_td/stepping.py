@@ -18,6 +18,7 @@ from keras_td import trees
 from keras_td import variables
 from keras_td.chunking import Chunks
 from keras_td.conditional import ConditionalCall
+from keras_td.conditional import SelectiveCall
 from keras_td.stateless import Carry
 from keras_td.stateless import StatelessCall
 
@@ -157,5 +158,6 @@ def _stateless_call(call, layer, used, values, options):
         call.count_valid if options.skip_masked else None,
     )
     if options.skip_masked:
-        return ConditionalCall(stateless_call, call.valid)
+        cls = SelectiveCall if options.all_at_once else ConditionalCall
+        return cls(stateless_call, call.valid)
     return stateless_call
