@@ -23,7 +23,7 @@ SKIPPING, PLAIN, IDEAL = "skip_masked=True", "without", "valid steps alone"
 WHO = SKIPPING, PLAIN, IDEAL
 PARTS = {"train step": "train", "predict step": "predict"}
 # Rounds of all, in each of which they run once; few begin after so long.
-ROUNDS, SECONDS, FIRST_ROUNDS, MEMORY_ROUNDS = 15, 30, 3, 3
+ROUNDS, SECONDS, MEMORY_ROUNDS = 15, 30, 3
 
 
 def make(name, keras):

@@ -141,6 +141,22 @@ def draw(axes, cells, part):
     axes.minorticks_off()
 
 
+def save(figure, colors, path):
+    """Saves a figure, with a legend of those in it, the last drawn first."""
+    lines = [line for axes in figure.axes for line in axes.lines]
+    named = {line.get_label(): line for line in lines}
+    order = [who for who in reversed(colors) if who in named]
+    figure.legend(
+        map(named.get, order),
+        order,
+        loc="outside upper center",
+        ncols=len(order),
+        frameon=False,
+    )
+    figure.savefig(path, dpi=150, transparent=True)
+    plt.close(figure)
+
+
 def chart(runs, part, path):
     shape = len(CHARTED), len(runs)
     with plt.rc_context(STYLE):
@@ -162,18 +178,7 @@ def chart(runs, part, path):
             column[-1].set_xlabel("time steps")
         for axes in grid[:, 0]:
             axes.set_ylabel(f"{part}, seconds")
-        lines = [line for axes in grid.flat for line in axes.lines]
-        named = {line.get_label(): line for line in lines}
-        order = [who for who in reversed(COLORS) if who in named]
-        figure.legend(
-            map(named.get, order),
-            order,
-            loc="outside upper center",
-            ncols=len(order),
-            frameon=False,
-        )
-        figure.savefig(path, dpi=150, transparent=True)
-        plt.close(figure)
+        save(figure, COLORS, path)
 
 
 def draw_padding(axes, cells, part):
@@ -213,17 +218,7 @@ def padding_chart(runs, path):
             column[-1].set_xlabel("padding")
         for axes, (_, part) in zip(grid[:, 0], rows, strict=True):
             axes.set_ylabel(f"{part}, s")
-        lines = {line.get_label(): line for line in grid[0, 0].lines}
-        order = list(reversed(PADDING_COLORS))
-        figure.legend(
-            map(lines.get, order),
-            order,
-            loc="outside upper center",
-            ncols=len(order),
-            frameon=False,
-        )
-        figure.savefig(path, dpi=150, transparent=True)
-        plt.close(figure)
+        save(figure, PADDING_COLORS, path)
 
 
 def put_between_marks(path, text):

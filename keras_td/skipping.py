@@ -28,16 +28,17 @@ def call_steps(call, layer, arguments, options):
     """
     arguments = padding.with_outer_validity(arguments)
     valid = _valid_steps(layer, arguments) if options.skip_masked else None
-    if valid is None or _are_all(valid, True):
+    known = None if valid is None else _values_of(valid)
+    if valid is None or (known is not None and known.all()):
         options = options._replace(skip_masked=False)
         arguments = dataclasses.replace(
             arguments, without_padding=valid is not None
         )
         return stepping.call_steps(call, layer, arguments, options)
     arguments = dataclasses.replace(arguments.align(), valid=valid)
-    if _are_all(valid, False):
+    if known is not None and not known.any():
         return _zeros(call, layer, arguments), []
-    packed, options = _pack(layer, arguments, options)
+    packed, options = _pack(layer, arguments, options, known is not None)
     if options.skip_masked:
         call = functools.partial(_call_on_valid, call)
     if packed is None:
@@ -62,22 +63,20 @@ def _valid_steps(layer, arguments):
     return valid
 
 
-def _are_all(valid, value):
-    """Whether all are known to be valid, or not to be."""
-    if not folding.has_values(valid):
-        return False
-    return bool((ops.convert_to_numpy(valid) == value).all())
+def _values_of(valid):
+    """An array of what is valid, or `None` where only the run tells it."""
+    return ops.convert_to_numpy(valid) if folding.has_values(valid) else None
 
 
-def _pack(layer, arguments, options):
+def _pack(layer, arguments, options, is_known):
     """Tells how steps are packed for the calls, and the options of these.
 
     `None` leaves them where they are, for each call to find its valid ones.
     """
     valid, steps = arguments.valid, options.steps
-    if folding.has_values(valid) and steps is None:
+    if is_known and steps is None:
         return packing.only_valid(valid), options._replace(skip_masked=False)
-    if folding.has_values(valid) and folding.has_values(arguments.first):
+    if is_known and folding.has_values(arguments.first):
         packed, parts = packing.valid_in_a_row(valid, steps)
         options = options._replace(steps=None, parts=parts, skip_masked=False)
         return packed, options

@@ -247,3 +247,18 @@ class MaskedAttention(Attention):
 
 def norm():
     return layers.BatchNormalization(momentum=0.5)
+
+
+class Rows(keras.Layer):
+    """Notes how many samples each of its calls has."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def call(self, inputs):
+        self.rows.append(inputs.shape[0])
+        return inputs * 2
+
+    def compute_output_shape(self, input_shape):
+        return input_shape

@@ -21,7 +21,7 @@ def test_the_blocks_of_a_page_run(page):
     namespace = {}
     for block in blocks:
         exec(block, namespace)
-    assert blocks
+    assert len(blocks) > (3 if page.stem == "README" else 0)
 
 
 @needs("remat")

@@ -23,6 +23,7 @@ from case import with_leaves
 from cases import BY_NAME
 from cases import CASES
 from cases import each
+from custom import Rows
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
 from masked import IDS
@@ -343,21 +344,6 @@ def test_without_a_mask_the_option_changes_nothing(make, option, rng):
     assert_close(*losses)
 
 
-class Rows(keras.Layer):
-    """Notes how many samples each of its calls has."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def call(self, inputs):
-        self.rows.append(inputs.shape[0])
-        return inputs * 2
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-
 @pytest.mark.parametrize(
     ("steps", "rows"), [(None, [7]), (1, [3, 3, 1]), (2, [3, 4]), (9, [7])]
 )
@@ -452,7 +438,9 @@ def test_nested_wrappers_train_on_documents(option, rng):
         outputs = layers.GRU(2)(sentences)
         model = keras.Model([inputs, mask], outputs)
         model.compile(keras.optimizers.SGD(0.1), "mse")
-        losses = [model.train_on_batch([x, words], np.zeros((3, 2)))] * 2
+        losses = [
+            model.train_on_batch([x, words], np.zeros((3, 2))) for _ in range(2)
+        ]
         return [np.array(losses), *model.get_weights()]
 
     actual = fit(bad, skip_masked=True, **OPTIONS[option])

@@ -15,6 +15,7 @@ from case import with_leaves
 from cases import BY_NAME
 from cases import CASES
 from cases import each
+from custom import Rows
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
 from modes import SEVERAL_CALLS as OPTIONS
@@ -201,30 +202,18 @@ def test_what_is_no_tensor_passes(option):
     np.testing.assert_array_equal(as_numpy(outputs["x"]), x)
 
 
-class Sizes(keras.Layer):
-    """Notes the batch of each call."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def call(self, inputs):
-        self.seen.append(inputs.shape[0])
-        return inputs
-
-
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [(None, [10]), (1, [2] * 5), (2, [2, 4, 4]), (4, [2, 8]), (5, [10])],
 )
 def test_a_call_sees_the_steps_asked_for(steps, expected):
-    td = TimeDistributed(Sizes(), steps_per_call=steps)
+    td = TimeDistributed(Rows(), steps_per_call=steps)
     td.build((2, 5, 3))
-    td.layer.seen.clear()
+    td.layer.rows.clear()
 
     td(np.ones((2, 5, 3), "float32"))
 
-    assert td.layer.seen == expected
+    assert td.layer.rows == expected
 
 
 @with_and_without_remat
@@ -233,14 +222,14 @@ def test_a_compiled_model_holds_a_few_copies_of_the_layer(remat):
         pytest.skip(reason="Keras compiles nothing into a loop there")
 
     def copies(time):
-        layer = Sizes()
+        layer = Rows()
         td = TimeDistributed(layer, steps_per_call=1, remat=remat)
         model = keras.Sequential([keras.Input((time, 3)), td])
         # TensorFlow traces anew what makes a variable.
         td(np.ones((1, time, 3), "float32"))
-        layer.seen.clear()
+        layer.rows.clear()
         model.predict_on_batch(np.ones((1, time, 3), "float32"))
-        return len(layer.seen)
+        return len(layer.rows)
 
     assert copies(16) == copies(1024)
 
