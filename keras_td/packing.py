@@ -76,11 +76,14 @@ def only_valid(valid):
     that is not.
     """
     rows = folding.fold(valid)
-    places = _places_of(rows)
+    numbers = ops.arange(folding.sizes(rows)[0])
+    # Keras's condition on OpenVINO makes a call for nothing, too, in which
+    # pooling fails on a batch of none.
+    some = ops.logical_or(ops.any(rows), numbers > 0)
+    places = _places_of(ops.where(some, rows, True))
     if places is not None:
         sizes = folding.sizes(places)[0], 1
         return Packing(valid, places, _ranks(rows), sizes, None)
-    numbers = ops.arange(folding.sizes(rows)[0])
     places = ops.where(rows, numbers, ops.argmax(rows))
     return Packing(valid, places, numbers, folding.sizes(valid), valid)
 

@@ -74,6 +74,19 @@ def pass_a_mask_on():
     assert passed_on is mask
 
 
+class TwoOutputs(keras.Layer):
+    state_size = 1
+
+    def call(self, inputs, states):
+        return (inputs, inputs[:, :1]), states
+
+
+def loop_over_two_outputs():
+    rnn = layers.RNN(TwoOutputs(), return_sequences=True)
+    _, (first, _), _ = rnn.inner_loop(ones(2, 3, 4), [ops.ones((2, 1))], None)
+    assert tuple(first.shape) == (2, 3, 4)
+
+
 def broadcast_nothing():
     # It may end the process.
     code = (
@@ -116,6 +129,12 @@ LIMITS = {
         ("numpy",),
         pass_a_mask_on,
         AssertionError,
+    ),
+    "loops of nests": Limit(
+        "Keras's RNN takes the outputs of a cell for a single one on it",
+        ("numpy",),
+        loop_over_two_outputs,
+        ValueError,
     ),
     "empty broadcast": Limit(
         "broadcasting a tensor without elements ends the process on it",

@@ -12,7 +12,6 @@ import pytest
 from keras import ops
 
 from backends import needs
-from backends import with_and_without_remat
 from cases import BY_NAME
 from keras_td import TimeDistributed
 from keras_td import folding
@@ -23,17 +22,21 @@ from reference import assert_close
 from reference import gradients
 from reference import normal
 
+pytestmark = needs("loops of nests")
 NAMES = (
-    "Dense",
-    "LSTM, from states",
     "Embedding, masked",
     "functional model of dicts",
     "custom nested outputs",
     "custom argmax",
 )
 each_case = pytest.mark.parametrize("name", NAMES)
-each_number = pytest.mark.parametrize("steps", [1, 2, 3, 2 * TIME])
-each_time = pytest.mark.parametrize("time", [1, 2, TIME, 25])
+each_number = pytest.mark.parametrize(
+    ("steps", "time"), [(1, 25), (2, 1), (2, TIME), (3, 2), (3, 25), (22, 25)]
+)
+with_and_without_remat = pytest.mark.parametrize(
+    "remat",
+    [False, pytest.param(True, marks=[needs("remat"), needs("training")])],
+)
 
 
 @pytest.fixture(params=["known time", "unknown time"])
@@ -51,7 +54,6 @@ def as_compiled(request, monkeypatch):
     monkeypatch.setattr(stepping, "_attempt", attempt_as_compiled)
 
 
-@each_time
 @each_number
 @with_and_without_remat
 @each_case
@@ -84,7 +86,6 @@ class Diary(keras.Layer):
 
 
 @needs("training")
-@each_time
 @each_number
 @with_and_without_remat
 def test_state_losses_and_gradients_are_those_of_calls_in_order(
