@@ -74,6 +74,19 @@ def pass_a_mask_on():
     assert passed_on is mask
 
 
+def slice_to_any_size():
+    class First(keras.Layer):
+        def call(self, inputs, size):
+            return inputs[:, :size]
+
+    inputs, size = (
+        keras.Input((5,)),
+        keras.Input((), batch_size=1, dtype="int32"),
+    )
+    model = keras.Model([inputs, size], First()(inputs, size[0]))
+    model.predict_on_batch([ones(2, 5), np.array([3])])
+
+
 class TwoOutputs(keras.Layer):
     state_size = 1
 
@@ -83,7 +96,9 @@ class TwoOutputs(keras.Layer):
 
 def loop_over_two_outputs():
     rnn = layers.RNN(TwoOutputs(), return_sequences=True)
-    _, (first, _), _ = rnn.inner_loop(ones(2, 3, 4), [ops.ones((2, 1))], None)
+    _, (first, _), _ = rnn.inner_loop(
+        ops.ones((2, 3, 4)), [ops.ones((2, 1))], None
+    )
     assert tuple(first.shape) == (2, 3, 4)
 
 
@@ -135,6 +150,12 @@ LIMITS = {
         ("numpy",),
         loop_over_two_outputs,
         ValueError,
+    ),
+    "any size": Limit(
+        "a size is never a tensor on it, and no slice can end at one",
+        ("jax",),
+        slice_to_any_size,
+        IndexError,
     ),
     "empty broadcast": Limit(
         "broadcasting a tensor without elements ends the process on it",

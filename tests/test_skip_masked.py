@@ -31,6 +31,7 @@ from masked import SENTENCES
 from masked import WORDS
 from masked import masked
 from modes import SEVERAL_CALLS
+from modes import each_kind
 from modes import options_named
 from reference import as_numpy
 from reference import assert_close
@@ -47,8 +48,19 @@ MASKS = {
 }
 SOME = MASKS["some valid"]
 OPTIONS = {"one call": {}, **SEVERAL_CALLS}
-each_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-each_number = pytest.mark.parametrize("steps", [None, 2])
+each_mask = pytest.mark.parametrize(
+    ("mask", "steps"),
+    [
+        pytest.param(MASKS[name], steps, id=f"{name}-{steps}")
+        for name, steps in [
+            ("none valid", None),
+            ("some valid", None),
+            ("all valid", None),
+            ("one valid", 2),
+            ("some valid", 2),
+        ]
+    ],
+)
 each_option = options_named(OPTIONS)
 # PyTorch says so of the slice of one step, by hand too.
 of_searchsorted = pytest.mark.filterwarnings(
@@ -94,7 +106,6 @@ def model_with_mask(case, td, arguments, *lead):
 
 
 @of_searchsorted
-@each_number
 @each_mask
 @each(SEPARATE)
 @no_worse_than_plain
@@ -189,7 +200,7 @@ SEVERAL = [
 
 @needs("training")
 @pytest.mark.parametrize("how", ["eager", "compiled", "unknown sizes"])
-@each_option
+@each_kind
 @each(SEVERAL)
 def test_fit_does_what_it_does_on_valid_steps(case, option, how, rng):
     arguments = case.arrays(rng)
