@@ -118,6 +118,8 @@ def _order_gradients(token, values):
     TensorFlow computes a call again once the gradient of its first result is
     there. So the backward pass goes call by call too.
     """
+    if token is None:
+        return values
     return [
         ops.convert_to_tensor(v + ops.cast(token, v.dtype))
         if _has_gradients(v) and not _is_variable(v)

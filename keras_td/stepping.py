@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 
+import keras
 from keras import ops
 
 from keras_td import building
@@ -126,12 +127,13 @@ def _attempt(call, layer, time, options):
     values = variables.values_of(used, layer)
     given = remat.values_for(layer, values) if options.remat else values
     at_hand = folding.has_values([*call.moving, *call.fixed][0])
+    in_parts = options.skip_masked and options.parts
     chunks = Chunks(
         _stateless_call(call, layer, used, given, options),
         call.fixed,
         call.moving,
         options.steps,
-        remat.recompute if options.remat else None,
+        remat.recompute if options.remat and not in_parts else None,
         at_hand,
         options.parts,
     )
@@ -159,5 +161,22 @@ def _stateless_call(call, layer, used, values, options):
     )
     if options.skip_masked:
         cls = SelectiveCall if options.all_at_once else ConditionalCall
-        return cls(stateless_call, call.valid)
+        return cls(_recompute_parts(stateless_call, options), call.valid)
     return stateless_call
+
+
+def _recompute_parts(call, options):
+    """Lets the backward pass compute the largest part again, or all of them.
+
+    JAX keeps activations of a part that is left out, too, as zeros.
+    """
+    if not options.parts or not hasattr(keras, "remat"):
+        return call
+    least = 1 if options.remat else max(options.parts)
+    recomputed = remat.recompute(call)
+
+    def call_part(token, fixed, values, moving, sizes):
+        made = recomputed if sum(sizes) >= least else call
+        return made(token, fixed, values, moving, sizes)
+
+    return call_part

@@ -5,6 +5,8 @@ import pytest
 from backends import needs
 
 TIME = 11
+# What is computed again is for gradients.
+REMAT = [needs("remat"), needs("training")]
 SEVERAL_CALLS = {
     "1 step": {"steps_per_call": 1},
     # 2 steps, and then 3 calls.
@@ -24,7 +26,7 @@ def options_named(names):
     return pytest.mark.parametrize(
         "option",
         [
-            pytest.param(name, marks=needs("remat") if "remat" in name else ())
+            pytest.param(name, marks=REMAT if "remat" in name else ())
             for name in names
         ],
     )

@@ -16,6 +16,7 @@ from cases import BY_NAME
 from keras_td import TimeDistributed
 from keras_td import folding
 from keras_td import stepping
+from modes import REMAT
 from modes import TIME
 from reference import as_numpy
 from reference import assert_close
@@ -34,8 +35,7 @@ each_number = pytest.mark.parametrize(
     ("steps", "time"), [(1, 25), (2, 1), (2, TIME), (3, 2), (3, 25), (22, 25)]
 )
 with_and_without_remat = pytest.mark.parametrize(
-    "remat",
-    [False, pytest.param(True, marks=[needs("remat"), needs("training")])],
+    "remat", [False, pytest.param(True, marks=REMAT)]
 )
 
 

@@ -55,7 +55,6 @@ each_mask = pytest.mark.parametrize(
         for name, steps in [
             ("none valid", None),
             ("some valid", None),
-            ("all valid", None),
             ("one valid", 2),
             ("some valid", 2),
         ]
@@ -192,7 +191,7 @@ SEVERAL = [
         "LSTM, from states",
         "MultiHeadAttention",
         "functional model of dicts",
-        "Bidirectional, with states",
+        "LSTM, with states",
         "Embedding, masked",
     )
 ]

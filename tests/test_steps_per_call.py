@@ -9,6 +9,7 @@ from keras import tree
 
 from backends import needs
 from backends import with_and_without_remat
+from case import BACKEND
 from case import leaves
 from case import one_or_all
 from case import with_leaves
@@ -29,7 +30,11 @@ from reference import mask_of
 from reference import normal
 from reference import with_mask
 
-IS_TORCH = keras.backend.backend() == "torch"
+MARKS_ON_REQUEST = {
+    # PyTorch's compiler takes minutes, and warns of PyTorch's own code.
+    "torch": [pytest.mark.slow, pytest.mark.filterwarnings("ignore")],
+    "jax": pytest.mark.skip(reason="JAX compiles everything unasked"),
+}
 # Of several inputs and outputs, with masks, integers and dicts.
 SOME = [
     BY_NAME[name]
@@ -83,16 +88,10 @@ def test_a_compiled_model_predicts_what_one_call_gives(case, option, time, rng):
         "eager",
         "compiled",
         "unknown time",
-        # PyTorch's compiler takes minutes, and warns of PyTorch's own code.
-        pytest.param(
-            "on request",
-            marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-            if IS_TORCH
-            else [],
-        ),
+        pytest.param("on request", marks=MARKS_ON_REQUEST.get(BACKEND, [])),
     ],
 )
-@each_option
+@options_named(["1 step", "3 steps", "2 steps, remat"])
 @each(SOME[:5])
 def test_fit_does_what_it_does_with_one_call(case, option, how, rng):
     arguments = case.arrays(rng, 2, TIME)
