@@ -46,6 +46,12 @@ EXPLAINED = {
     "return ops.where(ops.equal(a, 0), b, a) "
     "if ops.is_tensor(a) else a": UNKNOWN_SIZES,
     "place = ops.arange(samples) % rows": UNKNOWN_SIZES,
+    "if samples is rows and folding.is_size(samples, rows):": UNKNOWN_SIZES,
+    "samples, rows = folding.sizes(x)[0], folding.sizes(valid)[ -1]": "it has "
+    "one axis",
+    'if not (given.get("training") or self.normalization.trainable):': "it "
+    "reads its mask in training alone",
+    "if not sparse": "the tensors are TensorFlow's, where its tests fail",
     "if folding.differ(samples, rows) or in_graph == [False, True]:": (
         UNKNOWN_SIZES
     ),
@@ -78,6 +84,13 @@ EXPLAINED = {
         for i in (1, -1)
     },
     "owner = owners.get(id(loss), -1)": "any name for none will do",
+    "places[owner] += 2": "they stay different",
+    "weight = ops.cast( 2 if steps is None else steps, wide)": "any weight "
+    "will do",
+    'wide = "float64" if trees.dtype(loss) >= "float64" else "float32"': "no "
+    "name of a float is above it",
+    "return 0 if seed is None or _thread.seeded else seed": "any number will "
+    "do",
     "both[key] = total - loss, sum_of_weights + weight": CHANGES_TWICE,
     "both[key] = total + loss, sum_of_weights - weight": CHANGES_TWICE,
     "super().__init__(autocast=True)": ATTRIBUTES,

@@ -174,6 +174,9 @@ def test_an_error_of_the_layer_itself_is_not_taken_for_another():
 
     with pytest.raises(ValueError, match="its own mistake"):
         TimeDistributed(Fails())(ones(2, 3, 4))
+    inner = keras.Sequential([layers.GRU(2, stateful=True), Fails()])
+    with pytest.raises(ValueError, match="its own mistake"):
+        TimeDistributed(inner)(ones(2, 3, 4, 3))
 
 
 def test_sparse_tensors_are_told_what_to_do():

@@ -144,6 +144,20 @@ def test_a_model_of_mixed_precision_has_the_loss_of_one_call(option, policy):
     np.testing.assert_allclose(loss, 0.25, rtol=1e-2)
 
 
+@needs("training")
+@pytest.mark.usefixtures("float64")
+@options_named(["1 step", "3 steps", "remat"])
+def test_a_loss_of_float64_has_all_its_digits(option):
+    small = 1 + 1e-12
+    layer = Adds(lambda x: [x[0, 0]], dtype="float64")
+    td = TimeDistributed(layer, **MODES[option])
+
+    td(ops.convert_to_tensor(np.full((2, 5, 3), small), "float64"))
+
+    [loss] = td.losses
+    np.testing.assert_allclose(as_numpy(loss), small, rtol=1e-14)
+
+
 class MeanSquare(layers.Dense):
     """Adds the mean square of its outputs to the loss."""
 

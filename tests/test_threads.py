@@ -112,6 +112,48 @@ def test_functions_that_a_layer_imported_are_shared_too():
     assert_same_in_all_steps(as_numpy(td(np.ones((2, 5, 3), "float32"))))
 
 
+def test_another_thread_draws_what_it_would_without_the_call():
+    class Beside(keras.Layer):
+        def call(self, inputs):
+            thread = threading.Thread(target=draw)
+            thread.start()
+            thread.join()
+            return inputs
+
+    def draw():
+        keras.utils.set_random_seed(1)
+        drawn.append(
+            [
+                as_numpy(layers.Dropout(0.5)(x, training=True)),
+                as_numpy(keras.random.dropout(x, 0.5)),
+                random.random(),
+            ]
+        )
+
+    drawn, x = [], ops.ones((4, 40))
+    draw()
+
+    TimeDistributed(Beside(), **SHARED)(np.ones((2, 1, 3), "float32"))
+
+    alone, beside = drawn[0], drawn[-1]
+    for a, b in zip(alone, beside, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_dropout_of_whole_rows_stays_one():
+    class DropsRows(keras.Layer):
+        def call(self, inputs):
+            return keras.random.dropout(inputs, 0.5, noise_shape=(None, 1))
+
+    td = TimeDistributed(DropsRows(), **SHARED)
+
+    values = as_numpy(td(np.ones((40, 5, 3), "float32")))
+
+    assert_same_in_all_steps(values)
+    np.testing.assert_array_equal(values, np.repeat(values[..., :1], 3, axis=2))
+    assert set(np.unique(values)) == {0, 2}
+
+
 def test_the_seed_of_python_decides_the_choices():
     td = TimeDistributed(Chooses(), **SHARED)
     x = np.ones((2, 5, 3), "float32")
