@@ -22,6 +22,11 @@ BACKENDS = ["tensorflow", "jax", "torch"]
 INFERENCE = ["numpy", "openvino"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PIP = ("python", "-m", "pip", "--quiet")
+# Compiling takes XLA longer than running the programs of tests.
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+)
 REPORTS = pathlib.Path("build", "table").resolve()
 WHEEL = f"keras_td-{PYPROJECT['project']['version']}-py3-none-any.whl"
 
@@ -57,13 +62,12 @@ def install(session, *names):
     session.install("-e", ".", *groups(*names, "test"))
 
 
-def run_tests(session, backend, *args):
+def run_tests(session, backend, *args, xla_flags=XLA_FLAGS):
     use(session, backend)
     # Tests are many and small: cores do more for them apart than together.
     session.env.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1")
-    # Compiling takes XLA longer than running these programs.
     session.env.update(
-        XLA_FLAGS="--xla_backend_optimization_level=0",
+        XLA_FLAGS=" ".join(xla_flags),
         JAX_COMPILATION_CACHE_DIR=f"{session.create_tmp()}/jax",
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
@@ -103,7 +107,8 @@ def slow(session, backend):
 def minimums(session, backend):
     """Run the tests on the oldest Keras, with backends of its time."""
     install(session, f"minimum-{backend}")
-    run_tests(session, backend)
+    # The XLA of that time knows no other flag.
+    run_tests(session, backend, xla_flags=XLA_FLAGS[:1])
 
 
 @nox.session(python="3.13")
