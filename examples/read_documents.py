@@ -30,7 +30,7 @@ from keras import layers
 
 import keras_td
 
-SENTENCES, WORDS, VOCABULARY = 32, 24, 4000
+SENTENCES, WORDS, VOCABULARY = 96, 24, 4000
 # Their names would tell too much.
 NAMES = {
     "np",

@@ -72,6 +72,7 @@ EXPLAINED = {
     "@functools.lru_cache": "it saves time",
     "CALLS_PER_ITERATION = 2": "it saves time",
     "FEW_CALLS = 8": "it saves time",
+    "without_padding: bool = True": "each call tells it",
     "class LayerOptions(TypedDict, total=True):": "it is for type checkers",
     **{
         f"self.draws.seed = random.getrandbits( {i})": "any number will do"

@@ -71,6 +71,21 @@ def test_a_loop_of_calls_equals_one_call(
     assert_close(actual, case.wrapped()(*args, training=False, **kwargs))
 
 
+@each_number
+def test_one_sample_serves_all(steps, time, as_compiled, rng):
+    x, of_batch = normal(rng, 2, time, 3), normal(rng, 1, time, 3)
+    td = TimeDistributed(keras.layers.Add(), steps_per_call=steps)
+
+    assert_close(as_numpy(td([x, of_batch])), x + of_batch)
+
+
+@needs("empty broadcast")
+def test_a_clip_without_frames_gives_none(as_compiled):
+    td = TimeDistributed(keras.layers.Dense(4), steps_per_call=2)
+
+    assert tuple(td(ops.ones((2, 0, 3))).shape) == (2, 0, 4)
+
+
 class Diary(keras.Layer):
     """Adds a loss, and notes what it has seen in a weight of its own."""
 
