@@ -43,12 +43,10 @@ def recompute(call):
     that does, TensorFlow asks for gradients that are not there.
     """
 
-    def call_recomputed(token, fixed, values, *nests):
-        recomputed = _Recomputed(call, [fixed, values, *nests])
-        token, *found = keras.remat(recomputed.on_floats)(
-            token, *recomputed.floats
-        )
-        return token, recomputed.results(found)
+    def call_recomputed(*nests):
+        recomputed = _Recomputed(call, list(nests))
+        found = keras.remat(recomputed.on_floats)(*recomputed.floats)
+        return recomputed.results(found)
 
     return call_recomputed
 
@@ -75,19 +73,19 @@ class _Recomputed:
         self.draws = randomness.Draws()
         self.structure = None
 
-    def on_floats(self, token, *floats):
+    def on_floats(self, *floats):
         flat = trees.merge(floats, self.others, self.are_floats)
-        fixed, values, *nests = trees.pack(self.nests, flat)
+        token, fixed, values, *nests = trees.pack(self.nests, flat)
         again = self.structure is not None
         with self.draws.replayed(), _unfiltered_tracebacks(again):
-            token, results = self.call(
+            results = self.call(
                 token, fixed, _order_gradients(token, values), *nests
             )
         if again:
             results = _as_before(results, self.structure)
         # Tensors here would be kept by the function that makes them.
         self.structure = trees.symbols(results)
-        return [token, *map(_to_floats, trees.tensors(results))]
+        return list(map(_to_floats, trees.tensors(results)))
 
     def results(self, floats):
         pairs = zip(floats, trees.tensors(self.structure), strict=True)

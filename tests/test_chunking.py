@@ -86,6 +86,29 @@ def test_a_clip_without_frames_gives_none(as_compiled):
     assert tuple(td(ops.ones((2, 0, 3))).shape) == (2, 0, 4)
 
 
+class Root(keras.Layer):
+    """The square root of inputs times a weight, which has no slope at 0."""
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1],))
+
+    def call(self, inputs):
+        return ops.sqrt(inputs * self.kernel)
+
+
+@needs("training")
+@pytest.mark.parametrize("time", [1, 2])
+def test_gradients_of_a_single_call_are_numbers(time, as_compiled):
+    root, x = Root(), ops.ones((2, time, 3))
+    root.build((2, 3))
+    root.kernel.assign(np.ones(3))
+    td = TimeDistributed(root, steps_per_call=2)
+
+    actual = gradients(lambda: ops.sum(td(x, training=True)), [root.kernel])
+
+    assert_close(actual, [np.full(3, time, "float32")])
+
+
 class Diary(keras.Layer):
     """Adds a loss, and notes what it has seen in a weight of its own."""
 
