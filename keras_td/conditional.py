@@ -61,8 +61,10 @@ class SelectiveCall(ConditionalCall):
             [if_some(x, ops.zeros_like(x)) for x in xs]
             for xs in (fixed, moving)
         )
+        # Gradients of a call on zeros may be no numbers.
+        used = [if_some(v, ops.stop_gradient(v)) for v in values]
         token, (outputs, updates, sums) = self.call(
-            token, fixed, values, moving, sizes
+            token, fixed, used, moving, sizes
         )
         updates = [
             None if new is None else if_some(new, old)
@@ -99,6 +101,9 @@ class _Branches:
 
     def _like_results(self):
         """Tensors of the shapes of the results."""
+        if self.structure is None:
+            # TensorFlow makes one branch where it knows the condition.
+            self.structure = trees.symbols(self.stateless_call(*self.arguments))
         token, (outputs, updates, sums) = self.structure
         sizes = folding.sizes(self.valid)
         shapes = [y.shape[2:] for y in trees.tensors(outputs)]

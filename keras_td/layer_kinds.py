@@ -35,6 +35,14 @@ def is_from(fn, *packages):
     return fn.__module__.split(".")[0] in packages
 
 
+def has_code_of_users(layer):
+    """Whether a layer inside has a call that is not Keras's."""
+    return any(
+        not is_from(type(inner).call, "keras", "keras_td")
+        for inner in internals.layers_of(layer)
+    )
+
+
 def is_recurrent(layer):
     return isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
 

@@ -29,10 +29,8 @@ def values_for(layer, values):
 
 def _may_use_remat(layer):
     """Whether a layer inside may use `keras.remat` by itself."""
-    return any(
-        internals.is_recomputed(inner)
-        or not layer_kinds.is_from(type(inner).call, "keras", "keras_td")
-        for inner in internals.layers_of(layer)
+    return layer_kinds.has_code_of_users(layer) or any(
+        map(internals.is_recomputed, internals.layers_of(layer))
     )
 
 

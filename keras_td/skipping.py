@@ -39,6 +39,14 @@ def call_steps(call, layer, arguments, options):
     if known is not None and not known.any():
         return _zeros(call, layer, arguments), []
     packed, options = _pack(layer, arguments, options, known is not None)
+    try:
+        return _call_packed(call, layer, arguments, packed, options)
+    except stepping.CountsCallsError:
+        options = options._replace(parts=None, all_at_once=True)
+        return _call_packed(call, layer, arguments, None, options)
+
+
+def _call_packed(call, layer, arguments, packed, options):
     if options.skip_masked:
         call = functools.partial(_call_on_valid, call)
     if packed is None:
@@ -113,10 +121,7 @@ def _zeros(call, layer, arguments):
     # The gradients of all that the layer uses are zeros, too.
     used = [*trees.tensors(arguments.nests), *layer.trainable_variables]
     zero = sum(map(_zero_of, filter(_is_float, used)))
-    step = arguments.map(_zero_step)
-    with keras.StatelessScope():
-        outputs, masks = call(step)
-    masks = masking.restore_uncut(masks, step.masks, arguments.masks)
+    outputs, masks = _like_results(call, layer, arguments)
     sizes = folding.sizes(arguments.valid)
 
     def zeros(y):
@@ -126,13 +131,32 @@ def _zeros(call, layer, arguments):
     return trees.map_tensors(zeros, outputs), trees.map_tensors(zeros, masks)
 
 
-def _zero_step(x):
-    x = ops.zeros_like(x[:1, :1])
+def _like_results(call, layer, arguments):
+    """Tensors of the shapes of the results of a call, and their masks."""
+    if layer_kinds.has_code_of_users(layer):
+        # It may note its calls, or not take zeros.
+        try:
+            return _results_on(arguments, call, trees.symbol)
+        except Exception:
+            pass
+    # Symbolic calls of some of Keras's layers have other results.
+    return _results_on(arguments, call, _first_step_of_zeros)
+
+
+def _results_on(arguments, call, like):
+    step = arguments.map(like)
+    with keras.StatelessScope():
+        outputs, masks = call(step)
+    return outputs, masking.restore_uncut(masks, step.masks, arguments.masks)
+
+
+def _first_step_of_zeros(x):
+    x = ops.zeros_like(x[:, :1])
     return ops.logical_not(x) if trees.has_dtype(x, "bool") else x
 
 
 def _zero_of(x):
-    x = ops.convert_to_tensor(x)
+    x = ops.cast(x, "float32")
     return ops.sum(ops.where(ops.zeros_like(x, dtype="bool"), x, 0))
 
 

@@ -24,6 +24,10 @@ from keras_td.stateless import Carry
 from keras_td.stateless import StatelessCall
 
 
+class CountsCallsError(Exception):
+    """A layer adds losses or changes state in each of its calls."""
+
+
 def call_steps(call, layer, arguments, options):
     """Calls a layer on all time steps, as often as the options ask for.
 
@@ -38,6 +42,9 @@ def call_steps(call, layer, arguments, options):
     Returns:
         Tuple of the outputs and their masks, and of the losses of several
         calls, averaged over the steps.
+
+    Raises:
+        CountsCallsError: if several calls on parts of the steps are not one.
     """
     steps, training = options.steps, options.training
     several = steps or options.parts or options.skip_masked
@@ -151,32 +158,38 @@ def _stateless_call(call, layer, used, values, options):
     shared_seeds = contextlib.nullcontext
     if options.share_randomness:
         shared_seeds = randomness.shared_seeds(used, values)
+    in_parts = options.skip_masked and options.parts
     stateless_call = StatelessCall(
         call,
         layer,
         used,
         shared_seeds,
-        options.steps is options.parts is None,
+        options.steps is None and bool(in_parts or options.parts is None),
         call.count_valid if options.skip_masked else None,
     )
-    if options.skip_masked:
-        cls = SelectiveCall if options.all_at_once else ConditionalCall
-        return cls(_recompute_parts(stateless_call, options), call.valid)
-    return stateless_call
+    if not options.skip_masked:
+        return stateless_call
+    cls = SelectiveCall if options.all_at_once else ConditionalCall
+    if in_parts:
+        stateless_call = _call_on_part(stateless_call, options)
+    return cls(stateless_call, call.valid)
 
 
-def _recompute_parts(call, options):
-    """Lets the backward pass compute the largest part again, or all of them.
+def _call_on_part(call, options):
+    """Makes a call on a part, where calls on all parts are as one on all steps.
 
-    JAX keeps activations of a part that is left out, too, as zeros.
+    The backward pass computes the largest part again, or all of them: JAX keeps
+    activations of a part that is left out, too, as zeros.
     """
-    if not options.parts or not hasattr(keras, "remat"):
-        return call
+    recomputed = remat.recompute(call) if hasattr(keras, "remat") else call
     least = 1 if options.remat else max(options.parts)
-    recomputed = remat.recompute(call)
 
     def call_part(token, fixed, values, moving, sizes):
         made = recomputed if sum(sizes) >= least else call
-        return made(token, fixed, values, moving, sizes)
+        token, results = made(token, fixed, values, moving, sizes)
+        _, updates, losses_of_part = results
+        if losses_of_part or randomness.others_change(call.variables, updates):
+            raise CountsCallsError
+        return token, results
 
     return call_part

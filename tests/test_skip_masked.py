@@ -249,6 +249,19 @@ def test_xla_changes_no_number(on_tensorflow, rng):
     assert_close(actual, as_numpy(expected))
 
 
+@each_option
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_a_traced_function_may_know_its_mask(mask, option, on_tensorflow, rng):
+    import tensorflow as tf
+
+    x, dense = normal(rng, BATCH, TIME, 4), layers.Dense(3)
+    td = TimeDistributed(dense, skip_masked=True, **OPTIONS[option])
+
+    actual = tf.function(lambda x: td(x, mask=mask))(x)
+
+    assert_close(as_numpy(actual), as_numpy(dense(x)) * mask[..., None])
+
+
 def norm_after_dense():
     return keras.Sequential([layers.Dense(4), layers.BatchNormalization()])
 
@@ -277,6 +290,61 @@ LOSSES = {
 }
 
 
+class Unit(keras.Layer):
+    """Vectors of length 1, of which that of zeros has no slope."""
+
+    def call(self, inputs):
+        return inputs / ops.norm(inputs, axis=-1, keepdims=True)
+
+
+def unit_after_norm():
+    return keras.Sequential([norm_after_dense(), Unit()])
+
+
+class AddsSums(keras.Layer):
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def call(self, inputs):
+        self.add_loss(ops.sum(ops.square(inputs), axis=self.axis))
+        return inputs
+
+
+def adding_a_sum(axis=None):
+    return keras.Sequential([layers.Dense(4), AddsSums(axis)])
+
+
+class MovingMean(keras.Layer):
+    def build(self, input_shape):
+        self.mean, self.calls = (
+            self.add_weight(shape=(), initializer="zeros", trainable=False)
+            for _ in "12"
+        )
+
+    def call(self, inputs):
+        self.mean.assign(0.9 * self.mean + 0.1 * ops.mean(inputs))
+        self.calls.assign_add(1.0)
+        return inputs - self.mean
+
+
+def moving_mean():
+    return keras.Sequential([layers.Dense(4), MovingMean()])
+
+
+# Of these, several calls are not one.
+COUNTING = {
+    **STATEFUL,
+    **LOSSES,
+    "a sum": adding_a_sum,
+    "a loss of each sample": functools.partial(adding_a_sum, -1),
+    "a moving mean": moving_mean,
+    "SpectralNormalization": lambda: layers.SpectralNormalization(
+        layers.Dense(4)
+    ),
+}
+
+
 def trained(make, x, mask, compiled, **options):
     """The loss of a step of training, and what it makes of the weights."""
     keras.utils.set_random_seed(0)
@@ -295,6 +363,17 @@ def trained(make, x, mask, compiled, **options):
     )
     loss = model.train_on_batch(x, np.zeros(model(x).shape))
     return [np.array(loss), *model.get_weights()]
+
+
+@needs("training")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("make", COUNTING.values(), ids=COUNTING)
+def test_without_padding_training_is_as_without_the_option(make, compiled, rng):
+    x, mask = normal(rng, BATCH, TIME, 5), MASKS["all valid"]
+
+    actual = trained(make, x, mask, compiled, skip_masked=True)
+
+    assert_close(actual, trained(make, x, mask, compiled))
 
 
 @needs("training")
@@ -325,7 +404,10 @@ def test_losses_are_those_of_valid_steps(make, steps, rng):
 @needs("training")
 @pytest.mark.parametrize("compiled", [False, True])
 @each_option
-@pytest.mark.parametrize("make", [*STATEFUL.values(), *LOSSES.values()])
+@pytest.mark.parametrize(
+    "make",
+    [*STATEFUL.values(), *LOSSES.values(), moving_mean, unit_after_norm],
+)
 def test_a_batch_without_a_valid_step_changes_nothing(make, option, compiled):
     bad = np.full((BATCH, TIME, 5), np.nan, "float32")
     options = {"skip_masked": True, **OPTIONS[option]}
@@ -487,17 +569,28 @@ def test_the_masks_that_leave_are_those_without_the_option(make):
         np.testing.assert_array_equal(mask_of(actual), mask_of(expected))
 
 
+def test_a_layer_is_not_called_where_no_step_is_valid():
+    counter = Rows()
+    td = TimeDistributed(counter, skip_masked=True)
+
+    actual = td(np.ones((2, 3, 4), "float32"), mask=MASKS["none valid"])
+
+    assert counter.rows == []
+    assert_close(as_numpy(actual), np.zeros((2, 3, 4), "float32"))
+
+
 @needs("training")
-def test_samples_of_mixed_precision_keep_their_dtype(rng):
-    x = normal(rng, BATCH, TIME, 5)
+@pytest.mark.parametrize("mask", [SOME, MASKS["none valid"]])
+def test_samples_of_mixed_precision_keep_their_dtype(mask, rng):
+    x = ops.cast(normal(rng, BATCH, TIME, 5), "bfloat16")
     td = TimeDistributed(
         layers.Dense(3, dtype="mixed_bfloat16"), skip_masked=True
     )
 
-    actual = td(x, mask=SOME)
+    actual = td(x, mask=mask)
 
     assert keras.backend.standardize_dtype(actual.dtype) == "bfloat16"
-    assert not as_numpy(ops.cast(actual, "float32"))[~SOME].any()
+    assert not as_numpy(ops.cast(actual, "float32"))[~mask].any()
 
 
 def test_a_model_is_saved_with_the_option(tmp_path, rng):
