@@ -106,7 +106,10 @@ def print_counts(reports, mutation):
             print(f"  FAILED {test}")
     if mutation:
         killed, total = mutation["killed"], mutation["mutants"]
-        print(f"Mutants: {killed} of {total} killed, {killed / total:.1%}")
+        print(
+            f"Mutants: {killed} of {total} killed, {killed / total:.1%}; "
+            f"{mutation['explained']} others change nothing"
+        )
     else:
         print("Mutants: `nox -s mutation` has not run")
 
