@@ -45,6 +45,11 @@ class CallOptions(NamedTuple):
     all_at_once: bool = False
     parts: list[int] | None = None
 
+    @property
+    def in_parts(self):
+        """Whether only the run tells which parts have a valid step."""
+        return self.skip_masked and self.parts is not None
+
     @classmethod
     def of(cls, wrapper, training=None):
         """The options that a wrapper has been given."""

@@ -69,18 +69,21 @@ def is_static(valid):
     return _places_of(folding.fold(valid)) is None
 
 
-def only_valid(valid):
+def only_valid(valid, at_least_one=False):
     """Valid steps become the samples of a batch, with a time of 1.
 
     Where shapes must not depend on data, a valid step takes the place of each
     that is not.
+
+    Args:
+        valid: Which steps are valid.
+        at_least_one: Whether the first step is in the batch if none is valid.
     """
-    rows = folding.fold(valid)
+    rows = called = folding.fold(valid)
     numbers = ops.arange(folding.sizes(rows)[0])
-    # Keras's condition on OpenVINO makes a call for nothing, too, in which
-    # pooling fails on a batch of none.
-    some = ops.logical_or(ops.any(rows), numbers > 0)
-    places = _places_of(ops.where(some, rows, True))
+    if at_least_one:
+        called = ops.where(ops.any(rows), rows, ops.equal(numbers, 0))
+    places = _places_of(called)
     if places is not None:
         sizes = folding.sizes(places)[0], 1
         return Packing(valid, places, _ranks(rows), sizes, None)

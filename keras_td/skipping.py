@@ -111,7 +111,9 @@ def _call_on_valid(call, arguments):
     """Calls a layer on the valid steps of `Arguments` alone."""
     if arguments.is_symbolic:
         return call(arguments)
-    packed = packing.only_valid(arguments.valid)
+    # Keras's condition on OpenVINO makes a call for nothing, too, in which
+    # pooling fails on a batch of none.
+    packed = packing.only_valid(arguments.valid, at_least_one=True)
     inside = packed.pack(arguments)
     return packed.unpack(call(inside), inside, arguments)
 

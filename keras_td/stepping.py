@@ -134,13 +134,12 @@ def _attempt(call, layer, time, options):
     values = variables.values_of(used, layer)
     given = remat.values_for(layer, values) if options.remat else values
     at_hand = folding.has_values([*call.moving, *call.fixed][0])
-    in_parts = options.skip_masked and options.parts
     chunks = Chunks(
         _stateless_call(call, layer, used, given, options),
         call.fixed,
         call.moving,
         options.steps,
-        remat.recompute if options.remat and not in_parts else None,
+        remat.recompute if options.remat and not options.in_parts else None,
         at_hand,
         options.parts,
     )
@@ -158,19 +157,18 @@ def _stateless_call(call, layer, used, values, options):
     shared_seeds = contextlib.nullcontext
     if options.share_randomness:
         shared_seeds = randomness.shared_seeds(used, values)
-    in_parts = options.skip_masked and options.parts
     stateless_call = StatelessCall(
         call,
         layer,
         used,
         shared_seeds,
-        options.steps is None and bool(in_parts or options.parts is None),
+        options.steps is None and (options.in_parts or options.parts is None),
         call.count_valid if options.skip_masked else None,
     )
     if not options.skip_masked:
         return stateless_call
     cls = SelectiveCall if options.all_at_once else ConditionalCall
-    if in_parts:
+    if options.in_parts:
         stateless_call = _call_on_part(stateless_call, options)
     return cls(stateless_call, call.valid)
 

@@ -7,6 +7,7 @@ from keras import layers
 from keras import ops
 
 from backends import needs
+from custom import Adds
 from keras_td import TimeDistributed
 from modes import MODES
 from modes import SEVERAL_CALLS as OPTIONS
@@ -22,19 +23,6 @@ from reference import normal
 
 def number(loss):
     return float(as_numpy(ops.cast(loss, "float32")))
-
-
-class Adds(keras.Layer):
-    """Adds in each call what it is told to for so many rows."""
-
-    def __init__(self, losses, **kwargs):
-        super().__init__(**kwargs)
-        self.losses_of_rows = losses
-
-    def call(self, inputs):
-        for loss in self.losses_of_rows(inputs):
-            self.add_loss(loss)
-        return inputs
 
 
 @needs("training")

@@ -23,6 +23,7 @@ from case import with_leaves
 from cases import BY_NAME
 from cases import CASES
 from cases import each
+from custom import Adds
 from custom import Rows
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
@@ -271,13 +272,7 @@ def regularized():
 
 
 def adding_a_loss():
-    return keras.Sequential([layers.Dense(4), AddsMean()])
-
-
-class AddsMean(keras.Layer):
-    def call(self, inputs):
-        self.add_loss(ops.mean(inputs))
-        return inputs
+    return keras.Sequential([layers.Dense(4), Adds(lambda x: [ops.mean(x)])])
 
 
 STATEFUL = {
@@ -301,18 +296,9 @@ def unit_after_norm():
     return keras.Sequential([norm_after_dense(), Unit()])
 
 
-class AddsSums(keras.Layer):
-    def __init__(self, axis):
-        super().__init__()
-        self.axis = axis
-
-    def call(self, inputs):
-        self.add_loss(ops.sum(ops.square(inputs), axis=self.axis))
-        return inputs
-
-
 def adding_a_sum(axis=None):
-    return keras.Sequential([layers.Dense(4), AddsSums(axis)])
+    adds = Adds(lambda x: [ops.sum(ops.square(x), axis=axis)])
+    return keras.Sequential([layers.Dense(4), adds])
 
 
 class MovingMean(keras.Layer):

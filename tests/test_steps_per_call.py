@@ -217,7 +217,7 @@ def test_a_call_sees_the_steps_asked_for(steps, expected):
 
 @with_and_without_remat
 def test_a_compiled_model_holds_a_few_copies_of_the_layer(remat):
-    if keras.backend.backend() not in ("tensorflow", "jax"):
+    if BACKEND not in ("tensorflow", "jax"):
         pytest.skip(reason="Keras compiles nothing into a loop there")
 
     def copies(time):
