@@ -35,6 +35,9 @@ NOTES = pathlib.Path(tempfile.mkdtemp())
 UNKNOWN_SIZES = "PyTorch knows all sizes"
 # PyTorch's tensors take attributes; on JAX, the tests of masks fail.
 ATTRIBUTES = "PyTorch has no need of the layers that read and write masks"
+PARTS = "JAX alone calls a layer on parts, where its tests fail"
+RECOMPUTED = "TensorFlow alone computes calls again in another structure"
+FUNCTIONS = "it is for functions of TensorFlow, where its tests fail"
 CHANGES_TWICE = "what a call adds has changed its sign once before"
 # The lines, before or after, of faults that change nothing there: they survive
 # untried.
@@ -106,6 +109,47 @@ EXPLAINED = {
     "do",
     "both[key] = total - loss, sum_of_weights + weight": CHANGES_TWICE,
     "both[key] = total + loss, sum_of_weights - weight": CHANGES_TWICE,
+    **{
+        f'*(getattr(keras.layers, f"{name}") for n in ({sizes})),': PARTS
+        for name in ("Conv{n}D", "Conv{n}DTranspose")
+        for sizes in (" 2, 2, 3", "1, 1, 3", "1, 3, 3", "1, 2, 2")
+    },
+    **{
+        f'*(getattr(keras.layers, f"{name}Conv{{n}}D") for n in ({sizes})),': (
+            PARTS
+        )
+        for name in ("Depthwise", "Separable")
+        for sizes in (" 2, 2", "1, 1")
+    },
+    "PARTS = 5": PARTS,
+    "PARTS = 3": PARTS,
+    "update is None and not _is_seed(variable)": PARTS,
+    "update is not None and _is_seed(variable)": PARTS,
+    "update is not None or not _is_seed(variable)": PARTS,
+    "for path, like in []:": RECOMPUTED,
+    "if trees.is_tensor(like) and x is not None:": RECOMPUTED,
+    "if trees.is_tensor(like) or x is None:": RECOMPUTED,
+    "if not trees.is_tensor(like) and x is None:": RECOMPUTED,
+    "leaves.append(x if not trees.is_tensor(like) else like)": RECOMPUTED,
+    "bound = () if not self.own else (self.layer,)": FUNCTIONS,
+    "if not self.own:": FUNCTIONS,
+    "if not steps:": UNKNOWN_SIZES,
+    **{
+        f"return folding.align(x, folding.sizes(x)[ {i}], time)": UNKNOWN_SIZES
+        for i in (-1, 1)
+    },
+    **{
+        f"read or [ops.zeros(({sizes}))], axis=-1": "nothing reads it"
+        for sizes in (
+            " 2, iterations, 1",
+            " 0, iterations, 1",
+            "1, iterations, 2",
+            "1, iterations, 0",
+        )
+    },
+    "x = ops.cast(inputs[ -1, start:end], dtype)": "there is one",
+    "if self.structure is not None:": FUNCTIONS,
+    "if not self.structure is None:": FUNCTIONS,
     "super().__init__(autocast=True)": ATTRIBUTES,
     "self.supports_masking = False": ATTRIBUTES,
     "except AttributeError:": ATTRIBUTES,
