@@ -38,6 +38,7 @@ ATTRIBUTES = "PyTorch has no need of the layers that read and write masks"
 PARTS = "JAX alone calls a layer on parts, where its tests fail"
 RECOMPUTED = "TensorFlow alone computes calls again in another structure"
 FUNCTIONS = "it is for functions of TensorFlow, where its tests fail"
+DIGITS = "more digits than need be hold a number, too"
 CHANGES_TWICE = "what a call adds has changed its sign once before"
 # The lines, before or after, of faults that change nothing there: they survive
 # untried.
@@ -150,6 +151,34 @@ EXPLAINED = {
     "x = ops.cast(inputs[ -1, start:end], dtype)": "there is one",
     "if self.structure is not None:": FUNCTIONS,
     "if not self.structure is None:": FUNCTIONS,
+    '"in_loop", default=True': FUNCTIONS,
+    "outside = remat.in_loop.set(False)": FUNCTIONS,
+    "return ops.reshape(x, x.shape) if not _is_variable(x) else x": FUNCTIONS,
+    **{
+        f"for _ in range({number}):": DIGITS
+        for number in (
+            "max(_bytes(x.dtype) // 2, 1) + 1",
+            "max(_bytes(x.dtype) + 2, 1) - 1",
+            "max(_bytes(x.dtype) - 2, 1) - 1",
+            "max(_bytes(x.dtype) // 1, 1) - 1",
+            "max(_bytes(x.dtype) // 2, 2) - 1",
+            "max(_bytes(x.dtype) // 2, 0) - 1",
+            "max(_bytes(x.dtype) // 2, 1) - 0",
+        )
+    },
+    **{
+        line.format(bound): DIGITS
+        for bound in (">= 2", "> 3", "> 1")
+        for line in (
+            'digits, x = [], x if _bytes(x.dtype) {} else ops.cast(x, "int32")',
+            'whole = dtype if _bytes(dtype) {} else "int32"',
+        )
+    },
+    **{
+        f'return {size} if dtype == "bool" else int(dtype.lstrip("uint")) '
+        "// 8": DIGITS
+        for size in (0, 2)
+    },
     "super().__init__(autocast=True)": ATTRIBUTES,
     "self.supports_masking = False": ATTRIBUTES,
     "except AttributeError:": ATTRIBUTES,
