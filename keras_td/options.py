@@ -6,8 +6,17 @@ from typing import TypedDict
 
 import keras
 
-# The arguments of this layer alone.
-OPTIONS = "steps_per_call", "remat", "share_randomness", "skip_masked"
+
+class Options(TypedDict, total=False):
+    """The arguments of this layer alone, with their types."""
+
+    steps_per_call: int | None
+    remat: bool
+    share_randomness: bool
+    skip_masked: bool
+
+
+OPTIONS = tuple(Options.__annotations__)
 
 
 class LayerOptions(TypedDict, total=False):

@@ -1,6 +1,5 @@
 """The `TimeDistributed` layer."""
 
-import copy
 import functools
 from typing import Any
 from typing import Self
@@ -15,6 +14,7 @@ from keras_td import errors
 from keras_td import inference
 from keras_td import internals
 from keras_td import layer_kinds
+from keras_td import legacy
 from keras_td import signatures
 from keras_td import skipping
 from keras_td.arguments import gather_call
@@ -204,11 +204,11 @@ class TimeDistributed(keras.layers.TimeDistributed):
         return super().metrics
 
     def get_config(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in OPTIONS}
-        config = {**super().get_config(), **options}
+        # What is not set is left out, so that Keras's own layer reads it too.
+        options = {n: getattr(self, n) for n in OPTIONS if getattr(self, n)}
         if not self.supports_masking:
-            config["supports_masking"] = False
-        return config
+            options["supports_masking"] = False
+        return {**super().get_config(), **options}
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         return inference.masks(
@@ -239,8 +239,9 @@ class TimeDistributed(keras.layers.TimeDistributed):
         config: dict[str, Any],
         custom_objects: dict[str, Any] | None = None,
     ) -> Self:
-        # Deserializing takes entries out of the config it is given.
-        td = super().from_config(copy.deepcopy(config), custom_objects)
+        config = dict(config)
+        layer = legacy.layer_from_config(config.pop("layer"), custom_objects)
+        td = cls(layer, **config)
         if type(td.layer).build is keras.Layer.build:
             # Keras takes it for built, though the layers inside are not.
             td.layer.built = False

@@ -1,0 +1,40 @@
+"""Layers from configs of Keras 3 and, in old files, of Keras 2."""
+
+import copy
+
+import keras
+
+# Without these, Keras reads a config as one of Keras 2.
+_OF_KERAS_3 = "module", "registered_name", "build_config"
+
+
+def layer_from_config(config, custom_objects=None):
+    """Makes a layer that another wraps from its config.
+
+    Keras reads configs of Keras 2 in whole models alone.
+
+    Raises:
+        TypeError: if it is of neither.
+    """
+    try:
+        return keras.saving.deserialize_keras_object(
+            copy.deepcopy(config), custom_objects
+        )
+    except TypeError as error:
+        whole = {"name": "model", "layers": [_in_old_form(config)]}
+        try:
+            return keras.Sequential.from_config(whole, custom_objects).layers[0]
+        except Exception:
+            raise error from None
+
+
+def _in_old_form(config):
+    if isinstance(config, (list, tuple)):
+        return [_in_old_form(x) for x in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: _in_old_form(value)
+        for key, value in config.items()
+        if "class_name" not in config or key not in _OF_KERAS_3
+    }
