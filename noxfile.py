@@ -62,6 +62,11 @@ def install(session, *names):
     session.install("-e", ".", *groups(*names, "test"))
 
 
+def install_keras_2(session):
+    # It asks for a second TensorFlow, next to the CPU build.
+    session.install("--no-deps", "tf_keras")
+
+
 def run_tests(session, backend, *args, xla_flags=XLA_FLAGS):
     use(session, backend)
     # Tests are many and small: cores do more for them apart than together.
@@ -83,6 +88,8 @@ def run_tests(session, backend, *args, xla_flags=XLA_FLAGS):
 def tests(session, backend):
     """Run the tests on one backend; arguments go to pytest."""
     install(session, backend)
+    if backend == "tensorflow":
+        install_keras_2(session)
     run_tests(session, backend)
 
 
@@ -100,6 +107,17 @@ def slow(session, backend):
     """Run the checks of models that take seconds to make."""
     install(session, backend)
     run_tests(session, backend, "-m", "slow")
+
+
+@nox.session
+@each_backend
+def keras_hub(session, backend):
+    """Upgrade a model that reads sentences with an encoder of KerasHub."""
+    install(session, backend, "keras-hub")
+    # It asks for TensorFlow, to preprocess texts.
+    session.install("--no-deps", "keras-hub")
+    use(session, backend)
+    session.run("pytest", "tests/test_keras_hub.py", *session.posargs)
 
 
 @nox.session
@@ -202,8 +220,7 @@ def benchmark(session, backend, script, *names):
 def bench(session, backend):
     """Measure what the layer gains and costs, and draw it for the README."""
     if backend == "tensorflow":
-        # It asks for a second TensorFlow, next to the CPU build.
-        session.install("--no-deps", "tf_keras")
+        install_keras_2(session)
     hardware = "cuda-" if shutil.which("nvidia-smi") else ""
     benchmark(session, backend, "bench", "bench", hardware + backend)
     session.run("python", "benchmarks/padding.py")

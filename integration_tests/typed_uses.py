@@ -28,6 +28,9 @@ shape = td.compute_output_shape((None, 5, 4))
 steps: int | None = td.steps_per_call
 remat: bool = td.remat
 copy: TimeDistributed = TimeDistributed.from_config(td.get_config())
+model: keras.Model = keras_td.upgrade(dense, steps_per_call=8, remat=True)
+with keras_td.replacing(skip_masked=True):
+    pass
 
 
 class Frames(TimeDistributed):
@@ -49,5 +52,8 @@ td = TimeDistributed(dense, share_randomness=None)  # error: mypy, pyright
 td = TimeDistributed(dense, skip_masked=1)  # error: mypy, pyright
 td = TimeDistributed(dense, trainable="no")  # error: mypy, pyright
 td = TimeDistributed(dense, nmae="steps")  # error: mypy, pyright
+model = keras_td.upgrade(dense, step_per_call=8)  # error: mypy, pyright
+model = keras_td.upgrade(dense, remat="no")  # error: mypy, pyright
+keras_td.replacing(skip_masked=1)  # error: mypy, pyright
 outputs = td()  # error: mypy, pyright
 number: int = td.steps_per_call  # error: mypy, pyright

@@ -2,9 +2,11 @@
 
 from importlib import metadata
 
+from keras_td.replacement import replacing
 from keras_td.time_distributed import TimeDistributed
+from keras_td.upgrading import upgrade
 
-__all__ = ["TimeDistributed"]
+__all__ = ["TimeDistributed", "replacing", "upgrade"]
 
 try:
     __version__ = metadata.version("keras_td")

@@ -76,6 +76,55 @@ def operation_of(x):
     return getattr(history, "operation", None)
 
 
+def node_of(x):
+    """The call that a symbolic tensor comes from, and which output it is.
+
+    A call is `None` for a tensor that comes from none.
+    """
+    history = getattr(x, "_keras_history", None)
+    if history is None or history.operation is None:
+        return None, 0
+    nodes = history.operation._inbound_nodes
+    return nodes[history.node_index], history.tensor_index
+
+
+def outputs_of(layer):
+    """The symbolic tensors that a layer has returned, of all its calls.
+
+    `output` is public, and raises where there are several calls.
+    """
+    return [y for node in layer._inbound_nodes for y in node.output_tensors]
+
+
+def nodes_of(model):
+    """The calls in a functional model, in order.
+
+    `keras.models.clone_model` is public, and tells the function that it calls
+    nothing of the tensors of the model that it copies.
+    """
+    by_depth = model._nodes_by_depth
+    return [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if not node.is_input
+    ]
+
+
+def arguments_of_compile(model):
+    """What a model was compiled with.
+
+    `get_compile_config` is public, and has functions by their names.
+    """
+    return dict(model._compile_config.config)
+
+
+def optimized_variables(optimizer):
+    """The variables that an optimizer was built for, in order."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return list(inner._trainable_variables)
+
+
 # The seed that a `keras.random.SeedGenerator` was given, or `None`. Its config
 # has it too, but on PyTorch Keras's dropout looks here.
 INITIAL_SEED = "_initial_seed"

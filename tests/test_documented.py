@@ -120,7 +120,7 @@ def test_training_and_mask_are_for_layers_that_take_them():
 
 
 def test_public_names():
-    assert keras_td.__all__ == ["TimeDistributed"]
+    assert keras_td.__all__ == ["TimeDistributed", "replacing", "upgrade"]
     assert keras_td.__version__
 
 

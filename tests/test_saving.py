@@ -11,6 +11,7 @@ from keras import layers
 from keras import ops
 from keras import tree
 
+import keras_td
 from case import leaves
 from case import one_or_all
 from cases import BY_NAME
@@ -179,14 +180,12 @@ def test_the_layer_is_registered_under_its_own_name():
 @no_build_warning
 @each_case
 @no_worse_than_plain
-def test_a_clone_with_the_weights_is_the_same_model(case, rng):
+def test_upgrade_copies_each_layer(case, rng):
     model, arrays = model_and_arrays(case, rng)
 
-    with keras.saving.custom_object_scope(CUSTOM):
-        clone = keras.models.clone_model(model)
-    clone.set_weights(model.get_weights())
+    copy = keras_td.upgrade(model)
 
-    assert_close(predictions(clone, arrays), predictions(model, arrays))
+    assert_close(predictions(copy, arrays), predictions(model, arrays))
 
 
 def test_from_config_finds_custom_objects():

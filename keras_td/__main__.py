@@ -1,0 +1,133 @@
+"""Upgrades the file of a model: `python -m keras_td old.keras new.keras`."""
+
+import argparse
+import importlib
+import os
+import sys
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_td import copying
+from keras_td.differences import differences
+from keras_td.options import OPTIONS
+from keras_td.replacement import replacing
+from keras_td.time_distributed import TimeDistributed
+from keras_td.upgrading import upgrade
+
+SIZE_OF_UNKNOWN_AXES = 8
+
+
+def parse(args):
+    parser = argparse.ArgumentParser(
+        "python -m keras_td",
+        description="Put keras_td.TimeDistributed in place of Keras's own in "
+        "the file of a model, and tell what changes in its numbers.",
+    )
+    parser.add_argument("old", help="the .keras or .h5 file of the model")
+    parser.add_argument("new", help="the .keras file to write")
+    parser.add_argument("--steps-per-call", type=int, metavar="K")
+    for name in OPTIONS[1:]:
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module that registers classes or functions of the model",
+    )
+    parser.add_argument(
+        "--unsafe",
+        action="store_true",
+        help="run the Python code of Lambda layers that is in the file",
+    )
+    return parser.parse_args(args)
+
+
+def main(args=None):
+    args = parse(args)
+    options = {name: getattr(args, name) for name in OPTIONS}
+    sys.path.insert(0, os.getcwd())
+    for module in args.modules:
+        importlib.import_module(module)
+
+    def load():
+        return keras.saving.load_model(args.old, safe_mode=not args.unsafe)
+
+    try:
+        model = load()
+    except TypeError:
+        # Keras reads no layer inside of its own from a file of Keras 2.
+        with replacing(**options):
+            model = upgraded = load()
+    else:
+        upgraded = upgrade(model, **options)
+    tell(model, upgraded)
+    if upgraded is not model:
+        print(compared(model, upgraded))
+    upgraded.save(args.new)
+    print(f"Saved {args.new}.")
+
+
+def tell(model, upgraded):
+    """Prints what was replaced, and what that changes."""
+    found = 0
+    for path, stock, td in copying.pairs(model, upgraded):
+        is_new = model is upgraded or not isinstance(stock, TimeDistributed)
+        if not isinstance(td, TimeDistributed) or not is_new:
+            continue
+        found += 1
+        print(f"{path}: {type(td.layer).__name__}")
+        for sentence in differences(stock, td):
+            print(f"    {sentence}")
+    print(f"Layers replaced: {found}.")
+
+
+def compared(model, upgraded):
+    """How predictions of two models on random inputs compare."""
+    known = keras.Function, keras.Sequential
+    if not isinstance(model, known) or not model.built:
+        return "Predictions were not compared: the model tells no inputs."
+    inputs = random_inputs(model)
+    try:
+        ys = tree.flatten(model.predict(inputs, verbose=0))
+    except Exception as error:
+        return f"Predictions were not compared, as Keras's raise: {error}"
+    zs = tree.flatten(upgraded.predict(inputs, verbose=0))
+    pairs = zip(ys, zs, strict=True)
+    largest = max(
+        np.abs(np.subtract(y, z, dtype=float)).max() for y, z in pairs
+    )
+    return f"Predictions on random inputs differ by {largest:.1e} at most."
+
+
+def random_inputs(model):
+    rng = np.random.default_rng(0)
+    tokens = min(
+        (
+            layer.input_dim
+            for _, layer, _ in copying.pairs(model, model)
+            if isinstance(layer, keras.layers.Embedding)
+        ),
+        default=2,
+    )
+
+    def random(x):
+        batch, *others = x.shape
+        shape = batch or 2, *(n or SIZE_OF_UNKNOWN_AXES for n in others)
+        if "float" in x.dtype:
+            return rng.normal(size=shape).astype("float32")
+        return rng.integers(0, tokens, shape).astype(x.dtype)
+
+    if isinstance(model, keras.Sequential):
+        return random(model.inputs[0])
+    return tree.map_structure(random, model.input)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(str(error))

@@ -1,0 +1,150 @@
+"""Copies of layers and of other objects of Keras, without their weights."""
+
+import keras
+from keras import tree
+
+from keras_td import configs
+from keras_td import graphs
+from keras_td import internals
+from keras_td.configs import CannotCopyError
+from keras_td.time_distributed import TimeDistributed
+
+_REFERENCE = "keras_td>Reference"
+
+
+class Cloner:
+    """Copies objects, and puts this layer in place of Keras's own.
+
+    Each object has one copy, wherever it occurs.
+
+    Args:
+        options: Dict of the options of each layer that is put in place.
+    """
+
+    def __init__(self, options):
+        self.options = options
+        # Of each object, by its id, itself and its copy.
+        self._clones = {}
+        # What stands in a config by reference.
+        self._referenced = []
+
+    def clone(self, x):
+        if id(x) not in self._clones:
+            self._clones[id(x)] = x, self._clone(x)
+        return self._clones[id(x)][1]
+
+    def _clone(self, x):
+        cls, config = type(x), self._config_of(x)
+        if isinstance(x, keras.Function) and "input_layers" in config:
+            return _like(x, self._clone_graph(x, config))
+        if cls is keras.layers.TimeDistributed:
+            cls, config = TimeDistributed, self._upgraded(x, config)
+        try:
+            clone = self._from_config(cls, config, x)
+        except TypeError as error:
+            raise CannotCopyError(
+                f"The config of `{x.name}` ({cls.__name__}) makes no other: "
+                f"{error.__context__ or error}"
+            ) from error
+        return _like(x, clone)
+
+    def _config_of(self, x):
+        if isinstance(x, keras.Sequential) and configs.takes_values(x):
+            inner = internals.layers_of(x, False, recursive=False)
+            return {"name": x.name, "layers": list(map(self._reference, inner))}
+        return configs.config_of(x)
+
+    def _upgraded(self, layer, config):
+        default = keras.layers.TimeDistributed(keras.layers.Identity())
+        if layer.supports_masking is not default.supports_masking:
+            config = {**config, "supports_masking": layer.supports_masking}
+        return {**config, **self.options}
+
+    def _clone_graph(self, model, config):
+        """Calls copies of the layers of a functional model as it calls them."""
+        tensors = {
+            id(x): self.clone(internals.operation_of(x)).output
+            for x in model.inputs
+        }
+
+        def copy(nest):
+            return tree.map_structure(lambda x: tensors.get(id(x), x), nest)
+
+        for operation, args, kwargs, outputs in graphs.calls(model):
+            results = self.clone(operation)(*copy(args), **copy(kwargs))
+            results = tree.flatten(results)
+            tensors.update(zip(map(id, outputs), results, strict=True))
+        own = {k: v for k, v in config.items() if k not in configs.OF_GRAPH}
+        return type(model)(
+            copy(model.input), copy(model.output), name=model.name, **own
+        )
+
+    def _from_config(self, cls, config, x):
+        # Nobody need have registered the class.
+        name = f"keras_td>{cls.__name__}_{id(cls)}"
+        entry = {
+            "module": cls.__module__,
+            "class_name": cls.__name__,
+            "config": self._with_references(config, x),
+            "registered_name": name,
+        }
+        # Its code is not that of a file.
+        return keras.saving.deserialize_keras_object(
+            entry, {name: cls, _REFERENCE: self}, safe_mode=False
+        )
+
+    def _with_references(self, config, x):
+        """Puts references in place of layers and functions in a config.
+
+        So copies share what the originals share, and functions, of which no
+        config tells all, are the same.
+        """
+        held, keeps = configs.Held(x), configs.takes_values(x)
+
+        def replace(entry):
+            if isinstance(entry, (list, tuple)):
+                # Matrices are long.
+                if not any(map(configs.is_nested, entry)):
+                    return entry
+                return type(entry)(map(replace, entry))
+            if isinstance(entry, dict):
+                layer = held.find(entry)
+                if layer is not None:
+                    return self._reference(layer)
+                return {key: replace(value) for key, value in entry.items()}
+            if isinstance(entry, keras.Layer):
+                return self.clone(entry) if keeps else self._reference(entry)
+            return entry if keeps else configs.serialized(entry)
+
+        functions = configs.functions_of(x, config)
+        return {
+            key: self._reference(functions[key])
+            if key in functions
+            else replace(value)
+            for key, value in config.items()
+        }
+
+    def _reference(self, x):
+        self._referenced.append(x)
+        return {
+            "module": __name__,
+            "class_name": "Reference",
+            "config": {"index": len(self._referenced) - 1},
+            "registered_name": _REFERENCE,
+        }
+
+    def from_config(self, config):
+        """Resolves a reference, where Keras deserializes one."""
+        x = self._referenced[config["index"]]
+        return self.clone(x) if isinstance(x, keras.Operation) else x
+
+
+def _like(x, clone):
+    """Gives a copy what no config tells."""
+    if isinstance(x, keras.Operation) and clone.name != x.name:
+        clone.name = x.name
+    if isinstance(x, keras.Model) and clone.dtype_policy != x.dtype_policy:
+        clone.dtype_policy = x.dtype_policy
+    if isinstance(x, keras.layers.Lambda):
+        clone.mask = x.mask
+    return clone

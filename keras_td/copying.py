@@ -1,0 +1,184 @@
+"""What a model has learned, and how it is set, given to a copy of it."""
+
+import tempfile
+import warnings
+
+import keras
+from keras import ops
+from keras import tree
+
+from keras_td import internals
+
+
+def pairs(layer, copy):
+    """The layers in a layer and in its copy, which it builds on its way.
+
+    Yields:
+        Tuples of a path of names, of a layer and of its copy: each layer once,
+        before the layers in it.
+
+    Raises:
+        ValueError: if the two do not hold the same layers.
+    """
+    copies: dict[int, keras.Layer] = {}
+
+    def visit(path, layer, copy):
+        if id(layer) in copies:
+            if copies[id(layer)] is not copy:
+                _fail(path, "is shared, and its copy is not")
+            return
+        copies[id(layer)] = copy
+        build_config = layer.get_build_config()
+        if layer.built and not copy.built and build_config:
+            copy.build_from_config(build_config)
+            copy.built = True
+        yield path, layer, copy
+        inner, copied = _inner(layer), _inner(copy)
+        kinds = [[type(x).__name__ for x in found] for found in (inner, copied)]
+        if sorted(kinds[0]) != sorted(kinds[1]):
+            _fail(path, f"holds {kinds[0]}, and its copy {kinds[1]}")
+        for a, b in zip(inner, _as_named(copied, inner), strict=True):
+            yield from visit(f"{path}/{a.name}", a, b)
+
+    yield from visit(layer.name, layer, copy)
+
+
+def _inner(layer):
+    return list(internals.layers_of(layer, include_self=False, recursive=False))
+
+
+def _as_named(copies, layers):
+    """Puts the copies of layers in the order of these.
+
+    That of a functional model may change with the masks in its graph. What code
+    names anew is in the order of the code.
+    """
+    by_name = {copy.name: copy for copy in copies}
+    if len(by_name) == len(copies) and set(by_name) == {x.name for x in layers}:
+        return [by_name[layer.name] for layer in layers]
+    return copies
+
+
+def _fail(path, difference):
+    raise ValueError(
+        f"`upgrade` copies a model as saving and loading it does, by its "
+        f"config, and the copy of `{path}` is another: it {difference}."
+    )
+
+
+def copy_state(layer, copy, clone):
+    """Gives a copy the weights and the settings of a layer and of all inside.
+
+    Args:
+        layer: The layer.
+        copy: Its copy.
+        clone: Function that copies an optimizer or a metric.
+
+    Raises:
+        ValueError: if the two do not hold the same layers and variables.
+    """
+    found = list(pairs(layer, copy))
+    # Keras sets a flag in all that a layer holds as well.
+    for _, a, b in sorted(found, key=_size, reverse=True):
+        b.trainable = a.trainable
+    variables = {}
+    for path, a, b in found:
+        own, copied = _own_variables(a), _own_variables(b)
+        shapes = [[tuple(v.shape) for v in vs] for vs in (own, copied)]
+        if shapes[0] != shapes[1]:
+            _fail(path, f"has variables of {shapes[0]}, its copy {shapes[1]}")
+        _copy_by_protocol(a, b)
+        for v, w in zip(own, copied, strict=True):
+            _assign(w, v)
+            w.trainable = v.trainable
+            variables[id(v)] = w
+        _copy_states(a, b)
+    for path, a, b in found:
+        if isinstance(a, keras.Model) and a.compiled:
+            _compile(path, b, a, clone, variables)
+
+
+def _size(pair):
+    _, layer, _ = pair
+    return len(list(internals.layers_of(layer)))
+
+
+def _own_variables(layer):
+    inner = {id(v) for found in _inner(layer) for v in found.variables}
+    return [v for v in layer.variables if id(v) not in inner]
+
+
+def _assign(copy, variable):
+    # JAX trains in place, and frees the old value.
+    copy.assign(ops.copy(variable.value))
+
+
+def _copy_by_protocol(layer, copy):
+    """Copies what a layer saves and loads in its own way, such as a table."""
+    if type(layer).load_own_variables is not keras.Layer.load_own_variables:
+        store: dict = {}
+        layer.save_own_variables(store)
+        copy.load_own_variables(store)
+    if hasattr(layer, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            copy.load_assets(folder)
+
+
+def _copy_states(layer, copy):
+    """Copies the states of a stateful RNN, which are among no variables."""
+    for v, w in zip(_states(layer), _states(copy), strict=False):
+        # In a `TimeDistributed`, each step may have its own.
+        if tuple(v.shape) == tuple(w.shape):
+            _assign(w, v)
+
+
+def _states(layer):
+    states = tree.flatten(getattr(layer, "states", None))
+    return [v for v in states if isinstance(v, keras.Variable)]
+
+
+def _compile(path, copy, model, clone, variables):
+    """Compiles a copy as a model was, with the state of its optimizer."""
+    try:
+        cls = type(model)
+        if cls.compile_from_config is not keras.Model.compile_from_config:
+            copy.compile_from_config(model.get_compile_config())
+        elif cls.compile is not keras.Model.compile:
+            raise ValueError("its class has a `compile` of its own")
+        else:
+            optimizer = keras.optimizers.LossScaleOptimizer
+            scales = isinstance(model.optimizer, optimizer)
+            arguments = internals.arguments_of_compile(model)
+            arguments = tree.map_structure(_copier(clone), arguments)
+            copy.compile(**arguments, auto_scale_loss=scales)
+        if getattr(model.optimizer, "built", False):
+            _copy_slots(copy, model, variables)
+    except Exception as error:
+        warnings.warn(
+            f"The model `{path}` is upgraded, and has to be compiled again, as "
+            f"its optimizer, losses or metrics cannot be copied: {error}",
+            stacklevel=4,
+        )
+        copy.compiled = False
+
+
+def _copier(clone):
+    """Function that copies what has a state that training changes."""
+    kinds = keras.optimizers.Optimizer, keras.Metric
+    return lambda x: clone(x) if isinstance(x, kinds) else x
+
+
+def _copy_slots(copy, model, variables):
+    known = internals.optimized_variables(model.optimizer)
+    known = [variables[id(v)] for v in known]
+    ids, in_order = [
+        [id(v) for v in vs] for vs in (known, copy.trainable_variables)
+    ]
+    if ids != in_order and sorted(ids) == sorted(in_order):
+        # JAX takes those of the optimizer in the order of the model.
+        raise ValueError("its weights are in another order")
+    copy.optimizer.build(known)
+    states = model.optimizer.variables, copy.optimizer.variables
+    for v, w in zip(*states, strict=True):
+        _assign(w, v)

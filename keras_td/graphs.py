@@ -1,0 +1,98 @@
+"""The calls of a functional model, as its author made them.
+
+Keras writes the masks attached to tensors into the arguments of calls. Where a
+layer before gives others, they have to go.
+"""
+
+import inspect
+
+import keras
+from keras import tree
+
+from keras_td import internals
+
+
+def calls(model):
+    """The calls of a functional model, in order.
+
+    Yields:
+        Tuples of the operation, its arguments by position and by name, but for
+        the masks that Keras has added, and the list of its outputs.
+    """
+    expressions = _Expressions()
+    for node in internals.nodes_of(model):
+        args, kwargs = node.arguments.args, node.arguments.kwargs
+        added = {
+            name
+            for name, x in _sources_of_masks(node.operation, args, kwargs)
+            if name in kwargs and _are_masks(kwargs[name], x, expressions)
+        }
+        kwargs = {k: v for k, v in kwargs.items() if k not in added}
+        yield node.operation, args, kwargs, node.output_tensors
+
+
+def _sources_of_masks(operation, args, kwargs):
+    """The masks that Keras adds to a call without them.
+
+    Returns:
+        List of the name of each, and of the argument whose masks it has.
+    """
+    if not isinstance(operation, keras.Layer):
+        return []
+    try:
+        bound = inspect.signature(operation.call).bind(*args, **kwargs)
+    except TypeError:
+        return []
+    tensors = {k: v for k, v in bound.arguments.items() if _has_tensors(v)}
+    # Those that Keras has added come after it has looked for these.
+    added = {"mask", *(f"{name}_mask" for name in tensors)}
+    others = {k: v for k, v in tensors.items() if k not in added}
+    if len(others) == 1:
+        return [("mask", *others.values())]
+    return [(f"{name}_mask", x) for name, x in others.items()]
+
+
+def _has_tensors(nest):
+    return any(map(keras.backend.is_keras_tensor, tree.flatten(nest)))
+
+
+def _are_masks(nest, tensors, expressions):
+    """Whether a nest is the masks attached to tensors."""
+    masks = [internals.mask_of(x) for x in tree.flatten(tensors)]
+    given = tree.flatten(nest)
+    return len(given) == len(masks) and all(
+        a is b
+        or (_has_tensors([a, b]) and expressions.of(a) == expressions.of(b))
+        for a, b in zip(given, masks, strict=True)
+    )
+
+
+class _Expressions:
+    """Numbers symbolic tensors, and gives those of one value one number.
+
+    In a loaded model, the masks that are written in its graph are other tensors
+    than those attached to tensors, of the same operations.
+    """
+
+    def __init__(self):
+        self._numbers = {}
+        self._of_tensors = {}
+
+    def of(self, x):
+        """The number of a tensor; of all else, what it is in words."""
+        if not keras.backend.is_keras_tensor(x):
+            return repr(x)
+        if id(x) not in self._of_tensors:
+            expression = self._expression(x)
+            number = self._numbers.setdefault(expression, len(self._numbers))
+            self._of_tensors[id(x)] = number
+        return self._of_tensors[id(x)]
+
+    def _expression(self, x):
+        node, index = internals.node_of(x)
+        if node is None or isinstance(node.operation, keras.Layer):
+            return id(node or x), index
+        arguments = node.arguments.args, node.arguments.kwargs
+        arguments = tree.map_structure(self.of, arguments)
+        config = {**node.operation.get_config(), "name": None}
+        return type(node.operation), repr(config), repr(arguments), index
