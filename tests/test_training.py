@@ -110,27 +110,16 @@ def precise(case, request):
 @needs("training")
 @each_case
 @no_worse_than_plain
-def test_a_compiled_step_of_fit_equals_an_eager_one(case, rng):
+def test_a_step_of_fit_equals_one_of_the_bare_layer(case, rng):
     arguments = case.arrays(rng)
+    # It has the steps as samples, and the same seeds. Compiled code of deep
+    # models differs from eager code in the fourth digit on JAX.
+    bare = fit(case.plain, case.folded(*arguments), run_eagerly=not case.slow)
 
     compiled = fit(case, arguments, jit_compile="auto")
 
-    assert_close(compiled, fit(case, arguments, run_eagerly=True))
+    assert_close(compiled, bare)
     assert np.isfinite(compiled[0]).all()
-
-
-# PyTorch's trainer says so of a layer without any.
-@pytest.mark.filterwarnings("ignore:The model does not have any trainable")
-@pytest.mark.usefixtures("precise")
-@needs("training")
-@each_case
-@no_worse_than_plain
-def test_a_step_of_fit_equals_one_of_the_bare_layer(case, rng):
-    arguments = case.arrays(rng)
-    # It has the steps as samples, and the same seeds.
-    bare = fit(case.plain, case.folded(*arguments), jit_compile="auto")
-
-    assert_close(fit(case, arguments, jit_compile="auto"), bare)
 
 
 # PyTorch's compiler warns of PyTorch's own code.
