@@ -90,15 +90,15 @@ def compared(model, upgraded):
     known = keras.Function, keras.Sequential
     if not isinstance(model, known) or not model.built:
         return "Predictions were not compared: the model tells no inputs."
-    inputs = random_inputs(model)
     try:
+        inputs = random_inputs(model)
         ys = tree.flatten(model.predict(inputs, verbose=0))
     except Exception as error:
         return f"Predictions were not compared, as Keras's raise: {error}"
     zs = tree.flatten(upgraded.predict(inputs, verbose=0))
     pairs = zip(ys, zs, strict=True)
     largest = max(
-        np.abs(np.subtract(y, z, dtype=float)).max() for y, z in pairs
+        np.abs(np.subtract(y, z, dtype=float)).max(initial=0) for y, z in pairs
     )
     return f"Predictions on random inputs differ by {largest:.1e} at most."
 
@@ -129,5 +129,8 @@ def random_inputs(model):
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
-        sys.exit(str(error))
+    except (TypeError, ValueError) as error:
+        sys.exit(
+            f"{error}\nClasses of your own have to be imported: "
+            "`--import my_package`."
+        )

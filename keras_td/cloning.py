@@ -6,6 +6,7 @@ from keras import tree
 from keras_td import configs
 from keras_td import graphs
 from keras_td import internals
+from keras_td import layer_kinds
 from keras_td.configs import CannotCopyError
 from keras_td.time_distributed import TimeDistributed
 
@@ -25,8 +26,8 @@ class Cloner:
         self.options = options
         # Of each object, by its id, itself and its copy.
         self._clones = {}
-        # What stands in a config by reference.
-        self._referenced = []
+        # What stands in a config by reference, by the name of that.
+        self._referenced = {}
 
     def clone(self, x):
         if id(x) not in self._clones:
@@ -41,7 +42,7 @@ class Cloner:
             cls, config = TimeDistributed, self._upgraded(x, config)
         try:
             clone = self._from_config(cls, config, x)
-        except TypeError as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise CannotCopyError(
                 f"The config of `{x.name}` ({cls.__name__}) makes no other: "
                 f"{error.__context__ or error}"
@@ -74,7 +75,13 @@ class Cloner:
             results = self.clone(operation)(*copy(args), **copy(kwargs))
             results = tree.flatten(results)
             tensors.update(zip(map(id, outputs), results, strict=True))
+        if not configs.takes_values(model):
+            raise CannotCopyError(
+                f"`{model.name}` is a functional model of a class with its own "
+                "`from_config`."
+            )
         own = {k: v for k, v in config.items() if k not in configs.OF_GRAPH}
+        own = self._with_references(own, model)
         return type(model)(
             copy(model.input), copy(model.output), name=model.name, **own
         )
@@ -88,9 +95,10 @@ class Cloner:
             "config": self._with_references(config, x),
             "registered_name": name,
         }
+        names = configs.names_in(x, config)
         # Its code is not that of a file.
         return keras.saving.deserialize_keras_object(
-            entry, {name: cls, _REFERENCE: self}, safe_mode=False
+            entry, {**names, name: cls, **self._referenced}, safe_mode=False
         )
 
     def _with_references(self, config, x):
@@ -106,37 +114,53 @@ class Cloner:
                 # Matrices are long.
                 if not any(map(configs.is_nested, entry)):
                     return entry
-                return type(entry)(map(replace, entry))
+                replaced = list(map(replace, entry))
+                if hasattr(entry, "_fields"):
+                    return type(entry)(*replaced)
+                return type(entry)(replaced)
             if isinstance(entry, dict):
                 layer = held.find(entry)
                 if layer is not None:
-                    return self._reference(layer)
+                    return self._reference(layer, entry)
                 return {key: replace(value) for key, value in entry.items()}
             if isinstance(entry, keras.Layer):
                 return self.clone(entry) if keeps else self._reference(entry)
             return entry if keeps else configs.serialized(entry)
 
+        # Keras may have a function of the same name.
+        of_keras = layer_kinds.is_from(type(x).__init__, "keras")
         functions = configs.functions_of(x, config)
         return {
             key: self._reference(functions[key])
-            if key in functions
+            if key in functions and (of_keras or isinstance(value, dict))
             else replace(value)
             for key, value in config.items()
         }
 
-    def _reference(self, x):
-        self._referenced.append(x)
+    def _reference(self, x, entry=None):
+        """An entry in a config that Keras makes `x`, or its copy, of."""
+        name = f"{_REFERENCE}_{id(x)}"
+        self._referenced[name] = _Reference(self, x)
+        known = entry or {"class_name": "Reference", "config": {}}
         return {
             "module": __name__,
-            "class_name": "Reference",
-            "config": {"index": len(self._referenced) - 1},
-            "registered_name": _REFERENCE,
+            "class_name": known["class_name"],
+            "config": known["config"],
+            "registered_name": name,
         }
 
+
+class _Reference:
+    """What Keras takes for a class, to make one object of any config."""
+
+    def __init__(self, cloner, x):
+        self._cloner = cloner
+        self._x = x
+
     def from_config(self, config):
-        """Resolves a reference, where Keras deserializes one."""
-        x = self._referenced[config["index"]]
-        return self.clone(x) if isinstance(x, keras.Operation) else x
+        if isinstance(self._x, keras.Operation):
+            return self._cloner.clone(self._x)
+        return self._x
 
 
 def _like(x, clone):
@@ -147,4 +171,7 @@ def _like(x, clone):
         clone.dtype_policy = x.dtype_policy
     if isinstance(x, keras.layers.Lambda):
         clone.mask = x.mask
+    if isinstance(x, keras.Layer) and configs.builds_in_its_own_way(x):
+        clone.build_from_config(x.get_build_config())
+        clone.built = True
     return clone

@@ -1,6 +1,5 @@
 """What the config of an object holds, and what it cannot tell."""
 
-import collections
 import inspect
 
 import keras
@@ -22,35 +21,38 @@ class Held:
     """The layers that a layer holds, to be found by their configs."""
 
     def __init__(self, x):
-        self._name = x.name
-        self._of_class = collections.defaultdict(list)
-        self._found: collections.Counter = collections.Counter()
+        # Those that it holds itself come first.
+        self._layers: list[list] = [[], []]
         if isinstance(x, keras.Layer):
-            for layer in internals.layers_of(x, include_self=False):
-                self._of_class[type(layer).__name__].append(layer)
+            for depth in (False, True):
+                self._layers[depth] = list(
+                    internals.layers_of(x, False, recursive=depth)
+                )
 
     def find(self, entry):
-        """The layer that an entry in a config is of, or `None`."""
+        """The layer that an entry in a config is of, or `None`.
+
+        Of layers of one config, code finds each in its place.
+        """
         config = entry.get("config")
         if "class_name" not in entry or not isinstance(config, dict):
             return None
-        known = self._of_class[entry["class_name"]]
-        found = [x for x in known if config.get("name") in (x.name, None)]
-        if len(found) < 2:
-            return found[0] if found else None
-        config = repr(serialized(config))
-        found = [x for x in found if repr(serialized(config_of(x))) == config]
-        if not found:
-            return None
-        # Those of one config are told apart by their order.
-        place = self._found[config]
-        self._found[config] += 1
-        if place >= len(found) > 1:
-            raise CannotCopyError(
-                f"`{self._name}` holds layers of one config, some of them "
-                "several times. Give them names."
-            )
-        return found[min(place, len(found) - 1)]
+        for layers in self._layers:
+            found = [
+                x
+                for x in layers
+                if type(x).__name__ == entry["class_name"]
+                and config.get("name") in (x.name, None)
+            ]
+            if len(found) > 1:
+                found = [x for x in found if _is_config_of(config, x)]
+            if found:
+                return found[0] if len(found) == 1 else None
+        return None
+
+
+def _is_config_of(config, x):
+    return repr(serialized(config)) == repr(serialized(config_of(x)))
 
 
 def is_nested(x):
@@ -68,6 +70,12 @@ def serialized(x):
 def takes_values(x):
     """Whether a copy takes the values of a config as they are."""
     return layer_kinds.is_from(type(x).from_config, "keras")
+
+
+def builds_in_its_own_way(layer):
+    """Whether a layer that is built has to be told how, before any call."""
+    builds = type(layer).build_from_config
+    return layer.built and not layer_kinds.is_from(builds, "keras")
 
 
 def config_of(x):
@@ -92,8 +100,9 @@ def functions_of(x, config):
     """
     found = {
         key: value
-        for key in config
-        for value in (getattr(x, key, None), getattr(x, f"_{key}", None))
+        for key, given in config.items()
+        if isinstance(given, (str, dict))
+        for value in (_attribute(x, key), _attribute(x, f"_{key}"))
         if inspect.isroutine(value) or isinstance(value, _SCHEDULE)
     }
     for function in filter(inspect.isfunction, found.values()):
@@ -106,6 +115,27 @@ def functions_of(x, config):
                     "holds it."
                 )
     return found
+
+
+def names_in(x, config):
+    """The functions and classes that a config may tell by their names alone."""
+    functions = functions_of(x, config).values()
+    found = {f.__name__: f for f in functions if hasattr(f, "__name__")}
+    if isinstance(x, keras.Layer):
+        inner = map(type, internals.layers_of(x, include_self=False))
+        found |= {keras.saving.get_registered_name(cls): cls for cls in inner}
+    return found
+
+
+def _attribute(x, name):
+    """An attribute that is no method, or `None`."""
+    if inspect.isroutine(getattr(type(x), name, None)):
+        return None
+    try:
+        return getattr(x, name, None)
+    except Exception:
+        # A property may have no value yet.
+        return None
 
 
 def _holds_stock(layer):

@@ -78,12 +78,14 @@ def copy_state(layer, copy, clone):
         ValueError: if the two do not hold the same layers and variables.
     """
     found = list(pairs(layer, copy))
+    _check_one_to_one(found)
     # Keras sets a flag in all that a layer holds as well.
     for _, a, b in sorted(found, key=_size, reverse=True):
         b.trainable = a.trainable
     variables = {}
     for path, a, b in found:
-        own, copied = _own_variables(a), _own_variables(b)
+        own = _own_variables(a)
+        copied = _as_named(_own_variables(b), own)
         shapes = [[tuple(v.shape) for v in vs] for vs in (own, copied)]
         if shapes[0] != shapes[1]:
             _fail(path, f"has variables of {shapes[0]}, its copy {shapes[1]}")
@@ -93,9 +95,23 @@ def copy_state(layer, copy, clone):
             w.trainable = v.trainable
             variables[id(v)] = w
         _copy_states(a, b)
+        if getattr(a, "lora_alpha", None) is not None:
+            # No layer is built with it.
+            b.lora_alpha = a.lora_alpha
     for path, a, b in found:
-        if isinstance(a, keras.Model) and a.compiled:
+        if isinstance(a, keras.Model) and (a.compiled or _optimizers(a)):
             _compile(path, b, a, clone, variables)
+
+
+def _check_one_to_one(found):
+    originals = {id(a) for _, a, _ in found}
+    copies: set = set()
+    for path, _, b in found:
+        if id(b) in originals:
+            _fail(path, "is no other layer")
+        if id(b) in copies:
+            _fail(path, "is that of another layer, too")
+        copies.add(id(b))
 
 
 def _size(pair):
@@ -142,7 +158,9 @@ def _compile(path, copy, model, clone, variables):
     """Compiles a copy as a model was, with the state of its optimizer."""
     try:
         cls = type(model)
-        if cls.compile_from_config is not keras.Model.compile_from_config:
+        if not model.compiled:
+            pass
+        elif cls.compile_from_config is not keras.Model.compile_from_config:
             copy.compile_from_config(model.get_compile_config())
         elif cls.compile is not keras.Model.compile:
             raise ValueError("its class has a `compile` of its own")
@@ -152,15 +170,16 @@ def _compile(path, copy, model, clone, variables):
             arguments = internals.arguments_of_compile(model)
             arguments = tree.map_structure(_copier(clone), arguments)
             copy.compile(**arguments, auto_scale_loss=scales)
-        if getattr(model.optimizer, "built", False):
-            _copy_slots(copy, model, variables)
+        for name, optimizer in _optimizers(model).items():
+            _copy_slots(optimizer, getattr(copy, name), copy, variables)
     except Exception as error:
         warnings.warn(
             f"The model `{path}` is upgraded, and has to be compiled again, as "
             f"its optimizer, losses or metrics cannot be copied: {error}",
             stacklevel=4,
         )
-        copy.compiled = False
+        if model.compiled:
+            copy.compiled = False
 
 
 def _copier(clone):
@@ -169,16 +188,25 @@ def _copier(clone):
     return lambda x: clone(x) if isinstance(x, kinds) else x
 
 
-def _copy_slots(copy, model, variables):
-    known = internals.optimized_variables(model.optimizer)
+def _optimizers(model):
+    """The optimizers of a model that have a state, by their names."""
+    found = {**vars(model), "optimizer": getattr(model, "optimizer", None)}
+    return {
+        name: x
+        for name, x in found.items()
+        if isinstance(x, keras.optimizers.Optimizer) and x.built
+    }
+
+
+def _copy_slots(optimizer, copied, model, variables):
+    known = internals.optimized_variables(optimizer)
     known = [variables[id(v)] for v in known]
-    ids, in_order = [
-        [id(v) for v in vs] for vs in (known, copy.trainable_variables)
-    ]
+    weights = model.trainable_variables
+    ids, in_order = [[id(v) for v in found] for found in (known, weights)]
     if ids != in_order and sorted(ids) == sorted(in_order):
         # JAX takes those of the optimizer in the order of the model.
         raise ValueError("its weights are in another order")
-    copy.optimizer.build(known)
-    states = model.optimizer.variables, copy.optimizer.variables
-    for v, w in zip(*states, strict=True):
+    if not copied.built:
+        copied.build(known)
+    for v, w in zip(optimizer.variables, copied.variables, strict=True):
         _assign(w, v)

@@ -82,17 +82,36 @@ class _Expressions:
         """The number of a tensor; of all else, what it is in words."""
         if not keras.backend.is_keras_tensor(x):
             return repr(x)
-        if id(x) not in self._of_tensors:
-            expression = self._expression(x)
-            number = self._numbers.setdefault(expression, len(self._numbers))
-            self._of_tensors[id(x)] = number
+        # A graph may be deeper than Python's stack.
+        waiting = [x]
+        while waiting:
+            y = waiting[-1]
+            others = [z for z in _inputs(y) if id(z) not in self._of_tensors]
+            if others:
+                waiting += others
+                continue
+            waiting.pop()
+            if id(y) not in self._of_tensors:
+                number = len(self._numbers)
+                number = self._numbers.setdefault(self._expression(y), number)
+                self._of_tensors[id(y)] = number
         return self._of_tensors[id(x)]
 
     def _expression(self, x):
         node, index = internals.node_of(x)
-        if node is None or isinstance(node.operation, keras.Layer):
+        if _is_end(node):
             return id(node or x), index
         arguments = node.arguments.args, node.arguments.kwargs
         arguments = tree.map_structure(self.of, arguments)
         config = {**node.operation.get_config(), "name": None}
         return type(node.operation), repr(config), repr(arguments), index
+
+
+def _is_end(node):
+    return node is None or isinstance(node.operation, keras.Layer)
+
+
+def _inputs(x):
+    """The tensors that an operation which is no layer makes one of."""
+    node, _ = internals.node_of(x)
+    return [] if _is_end(node) else node.input_tensors

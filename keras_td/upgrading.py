@@ -53,7 +53,7 @@ def upgrade(model: keras.Layer, **options: Unpack[Options]) -> Any:
     # Wrong options are told, whatever the model.
     TimeDistributed(keras.layers.Identity(), **options)
     cloner = Cloner(options)
-    with warnings.catch_warnings():
+    with _replacing_with(options), warnings.catch_warnings():
         # Functions go along as they are.
         warnings.filterwarnings("ignore", ".* includes a `lambda`")
         copy = _clone(model, cloner)
@@ -63,8 +63,7 @@ def upgrade(model: keras.Layer, **options: Unpack[Options]) -> Any:
 
 def _clone(model, cloner):
     try:
-        with _replacing_with(cloner.options):
-            copy = cloner.clone(model)
+        copy = cloner.clone(model)
     except CannotCopyError as error:
         raise ValueError(
             "`upgrade` copies a model by its config, as saving it does, and "

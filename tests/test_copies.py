@@ -54,7 +54,7 @@ def test_layers_whose_configs_have_no_names(rng):
 def test_layers_of_one_config_that_are_called_in_turns_are_refused():
     a, b = Nameless(4), Nameless(4)
 
-    with pytest.raises(ValueError, match="Give them names"):
+    with pytest.raises(ValueError, match=r"holds .*, and its copy"):
         keras_td.upgrade(sequential(Stock(layers.Dense(4)), Holder([a, b, a])))
 
 
@@ -359,3 +359,231 @@ def test_the_scale_of_losses(auto_scale_loss, rng):
         [as_numpy(v) for v in new.optimizer.variables],
         [as_numpy(v) for v in model.optimizer.variables],
     )
+
+
+class Nested(keras.Layer):
+    """Holds a layer next to one that holds another of its name and config."""
+
+    def __init__(self, block, proj, **kwargs):
+        super().__init__(**kwargs)
+        self.block = block
+        self.proj = proj
+
+    def call(self, x):
+        return self.proj(self.block(x))
+
+    def compute_output_shape(self, shape):
+        return self.proj.compute_output_shape(shape)
+
+    def get_config(self):
+        kept = {"block": self.block, "proj": self.proj}
+        return {
+            **super().get_config(),
+            **{
+                k: keras.saving.serialize_keras_object(v)
+                for k, v in kept.items()
+            },
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        for name in "block", "proj":
+            # As public code does, it reads the entry too.
+            assert config[name]["class_name"] in ("Sequential", "Dense")
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)
+
+
+def test_layers_of_one_name_in_and_next_to_another(rng):
+    block = sequential(layers.Dense(4, name="proj"), shape=(3, 4))
+    nested = Nested(block, layers.Dense(4, name="proj"))
+
+    new = assert_same(
+        sequential(nested, Stock(layers.Dense(2))), normal(rng, 2, 3, 4)
+    )
+
+    assert new.layers[0].proj is not new.layers[0].block.layers[0]
+
+
+class InAnotherOrder(keras.Layer):
+    """Makes layers in another order than its config tells of them."""
+
+    def __init__(self, query=None, key=None, **kwargs):
+        super().__init__(**kwargs)
+        make = keras.saving.deserialize_keras_object
+        self.key = make(key) if key else Nameless()
+        self.query = make(query) if query else Nameless()
+
+    def call(self, x):
+        return self.query(x) - 2 * self.key(x)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def get_config(self):
+        kept = {"query": self.query, "key": self.key}
+        return {
+            k: keras.saving.serialize_keras_object(v) for k, v in kept.items()
+        }
+
+
+def test_layers_without_names_in_another_order(rng):
+    model = sequential(InAnotherOrder(), Stock(layers.Dense(2)))
+
+    assert_same(model, normal(rng, 2, 3, 4))
+
+
+class WithMethods(custom.Full):
+    """Has arguments of the names of methods."""
+
+    def __init__(self, normalize=False, quantize=None, **kwargs):
+        super().__init__(**kwargs)
+        self.arguments = normalize, quantize
+
+    def _normalize(self, x):
+        return x
+
+    def get_config(self):
+        kept = dict(zip(("normalize", "quantize"), self.arguments, strict=True))
+        return {**super().get_config(), **kept}
+
+
+def test_arguments_of_the_names_of_methods(rng):
+    model = sequential(WithMethods(), Stock(layers.Dense(2)))
+
+    new = assert_same(model, normal(rng, 2, 3, 4))
+
+    assert new.layers[0].arguments == (False, None)
+
+
+class BuiltFromConfig(keras.Layer):
+    """Has a state that only its config of building tells."""
+
+    scale = 1.0
+
+    def call(self, x):
+        return x * self.scale
+
+    def get_build_config(self):
+        return {"scale": self.scale}
+
+    def build_from_config(self, config):
+        self.scale = config["scale"]
+
+
+def test_what_a_layer_is_built_from(rng):
+    layer = BuiltFromConfig()
+    layer.scale = 3.0
+
+    assert_same(sequential(layer, Stock(layers.Dense(2))), normal(rng, 2, 3, 4))
+
+
+def test_the_scale_of_lora(rng):
+    dense = layers.Dense(3)
+    model = sequential(dense, Stock(layers.Dense(2)))
+    dense.enable_lora(
+        2, **({"lora_alpha": 8} if hasattr(dense, "lora_alpha") else {})
+    )
+    for v in model.weights:
+        v.assign(normal(rng, *v.shape))
+
+    assert_same(model, normal(rng, 2, 3, 4))
+
+
+def test_a_graph_deeper_than_the_stack_of_python(rng, tmp_path):
+    def call(x):
+        for _ in range(300):
+            x = x + 0.0
+        return layers.LSTM(2)(Stock(layers.Dense(2))(layers.Masking()(x)))
+
+    functional(call, (3, 4), batch_size=2).save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras")
+
+    assert_same(model, normal(rng, 2, 3, 4))
+
+
+class OwnOptimizer(keras.Model):
+    """Has an optimizer next to that of `compile`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.own = keras.optimizers.SGD(0.1, momentum=0.9)
+
+
+@needs("training")
+def test_the_state_of_an_optimizer_of_its_own(rng):
+    inputs = keras.Input((3, 4))
+    model = OwnOptimizer(inputs, Stock(layers.Dense(2))(inputs))
+    model.own.build(model.trainable_variables)
+    model.own.iterations.assign(7)
+
+    assert int(as_numpy(keras_td.upgrade(model).own.iterations)) == 7
+
+
+class Lazy(keras.Layer):
+    def build(self, shape):
+        self.td = Stock(layers.Dense(3))
+        self.td.build(shape)
+
+    def call(self, x):
+        return self.td(x)
+
+
+def test_options_reach_what_is_built_late(rng):
+    class Reader(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.lazy = Lazy()
+
+        def call(self, x):
+            return self.lazy(x)
+
+    model = Reader()
+    model(normal(rng, 2, 3, 4))
+
+    with keras_td.replacing():
+        new = keras_td.upgrade(model, steps_per_call=2)
+
+    assert new.lazy.td.steps_per_call == 2
+
+
+class Kept:
+    def __init__(self, layer):
+        self.layer = layer
+
+
+def test_a_layer_that_no_config_tells_is_refused():
+    class Hides(WithSettings):
+        def __init__(self, settings, inner, **kwargs):
+            super().__init__(settings, inner, **kwargs)
+            self.hidden = settings.layer
+
+    model = sequential(Hides(Kept(layers.Dense(4)), Stock(layers.Dense(3))))
+
+    with pytest.raises(ValueError, match="is no other layer"):
+        keras_td.upgrade(model)
+
+
+class WithTemperature(keras.Model):
+    def __init__(self, *args, temperature=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.temperature = temperature
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature}
+
+    @classmethod
+    def from_config(cls, config):
+        temperature = config.pop("temperature")
+        model = super().from_config(config)
+        model.temperature = temperature
+        return model
+
+
+def test_functional_models_that_make_themselves_are_refused():
+    inputs = keras.Input((3, 4))
+    outputs = Stock(layers.Dense(2))(inputs)
+    model = WithTemperature(inputs, outputs, temperature=2.0)
+
+    with pytest.raises(ValueError, match="its own `from_config`"):
+        keras_td.upgrade(model)
