@@ -32,7 +32,7 @@ _PASSING_MASKS_ON = (
 
 def is_from(fn, *packages):
     """Whether a function is of one of these packages, by their names."""
-    return fn.__module__.split(".")[0] in packages
+    return (fn.__module__ or "").split(".")[0] in packages
 
 
 def has_code_of_users(layer):
