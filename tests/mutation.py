@@ -151,6 +151,19 @@ EXPLAINED = {
     "x = ops.cast(inputs[ -1, start:end], dtype)": "there is one",
     "if self.structure is not None:": FUNCTIONS,
     "if not self.structure is None:": FUNCTIONS,
+    **dict.fromkeys(
+        (
+            "made = recomputed if sum(sizes) < least else call",
+            "made = recomputed if sum(sizes) > least else call",
+            "made = recomputed if not sum(sizes) >= least else call",
+            "least = 1 if not options.remat else max(options.parts)",
+            "least = 2 if options.remat else max(options.parts)",
+            "least = 0 if options.remat else max(options.parts)",
+            "recomputed = remat.recompute(call) "
+            'if not hasattr(keras, "remat") else call',
+        ),
+        "it saves memory",
+    ),
     '"in_loop", default=True': FUNCTIONS,
     "outside = remat.in_loop.set(False)": FUNCTIONS,
     "return ops.reshape(x, x.shape) if not _is_variable(x) else x": FUNCTIONS,
