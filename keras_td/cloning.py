@@ -1,5 +1,7 @@
 """Copies of layers and of other objects of Keras, without their weights."""
 
+import functools
+
 import keras
 from keras import tree
 
@@ -107,35 +109,38 @@ class Cloner:
         So copies share what the originals share, and functions, of which no
         config tells all, are the same.
         """
-        held, keeps = configs.Held(x), configs.takes_values(x)
-
-        def replace(entry):
-            if isinstance(entry, (list, tuple)):
-                # Matrices are long.
-                if not any(map(configs.is_nested, entry)):
-                    return entry
-                replaced = list(map(replace, entry))
-                if hasattr(entry, "_fields"):
-                    return type(entry)(*replaced)
-                return type(entry)(replaced)
-            if isinstance(entry, dict):
-                layer = held.find(entry)
-                if layer is not None:
-                    return self._reference(layer, entry)
-                return {key: replace(value) for key, value in entry.items()}
-            if isinstance(entry, keras.Layer):
-                return self.clone(entry) if keeps else self._reference(entry)
-            return entry if keeps else configs.serialized(entry)
-
+        replaced = functools.partial(
+            self._replaced, configs.Held(x), configs.takes_values(x)
+        )
         # Keras may have a function of the same name.
         of_keras = layer_kinds.is_from(type(x).__init__, "keras")
         functions = configs.functions_of(x, config)
         return {
             key: self._reference(functions[key])
             if key in functions and (of_keras or isinstance(value, dict))
-            else replace(value)
+            else replaced(value)
             for key, value in config.items()
         }
+
+    def _replaced(self, held, takes_values, entry):
+        """A value in a config, with references in place of what is held."""
+        replaced = functools.partial(self._replaced, held, takes_values)
+        if isinstance(entry, (list, tuple)):
+            # Matrices are long.
+            if not any(map(configs.is_nested, entry)):
+                return entry
+            values = list(map(replaced, entry))
+            is_named = hasattr(entry, "_fields")
+            return type(entry)(*values) if is_named else type(entry)(values)
+        if isinstance(entry, dict):
+            layer = held.find(entry)
+            if layer is not None:
+                return self._reference(layer, entry)
+            return {key: replaced(value) for key, value in entry.items()}
+        if isinstance(entry, keras.Layer):
+            made = self.clone if takes_values else self._reference
+            return made(entry)
+        return entry if takes_values else configs.serialized(entry)
 
     def _reference(self, x, entry=None):
         """An entry in a config that Keras makes `x`, or its copy, of."""
