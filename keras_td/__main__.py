@@ -6,7 +6,7 @@ import os
 import sys
 
 import keras
-import numpy as np
+from keras import ops
 from keras import tree
 
 from keras_td import copying
@@ -96,15 +96,15 @@ def compared(model, upgraded):
     except Exception as error:
         return f"Predictions were not compared, as Keras's raise: {error}"
     zs = tree.flatten(upgraded.predict(inputs, verbose=0))
-    pairs = zip(ys, zs, strict=True)
     largest = max(
-        np.abs(np.subtract(y, z, dtype=float)).max(initial=0) for y, z in pairs
+        abs(y.astype("float32") - z.astype("float32")).max(initial=0)
+        for y, z in zip(ys, zs, strict=True)
     )
     return f"Predictions on random inputs differ by {largest:.1e} at most."
 
 
 def random_inputs(model):
-    rng = np.random.default_rng(0)
+    seed = keras.random.SeedGenerator(0)
     tokens = min(
         (
             layer.input_dim
@@ -118,8 +118,10 @@ def random_inputs(model):
         batch, *others = x.shape
         shape = batch or 2, *(n or SIZE_OF_UNKNOWN_AXES for n in others)
         if "float" in x.dtype:
-            return rng.normal(size=shape).astype("float32")
-        return rng.integers(0, tokens, shape).astype(x.dtype)
+            drawn = keras.random.normal(shape, seed=seed)
+        else:
+            drawn = keras.random.randint(shape, 0, tokens, seed=seed)
+        return ops.convert_to_numpy(drawn).astype(x.dtype)
 
     if isinstance(model, keras.Sequential):
         return random(model.inputs[0])
