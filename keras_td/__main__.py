@@ -10,6 +10,7 @@ from keras import ops
 from keras import tree
 
 from keras_td import copying
+from keras_td import internals
 from keras_td.differences import differences
 from keras_td.options import OPTIONS
 from keras_td.replacement import replacing
@@ -108,7 +109,7 @@ def random_inputs(model):
     tokens = min(
         (
             layer.input_dim
-            for _, layer, _ in copying.pairs(model, model)
+            for layer in internals.layers_of(model)
             if isinstance(layer, keras.layers.Embedding)
         ),
         default=2,

@@ -58,13 +58,17 @@ class Cloner:
         return configs.config_of(x)
 
     def _upgraded(self, layer, config):
-        default = keras.layers.TimeDistributed(keras.layers.Identity())
-        if layer.supports_masking is not default.supports_masking:
+        if layer.supports_masking is not _supports_masking_by_default():
             config = {**config, "supports_masking": layer.supports_masking}
         return {**config, **self.options}
 
     def _clone_graph(self, model, config):
         """Calls copies of the layers of a functional model as it calls them."""
+        if not configs.takes_values(model):
+            raise CannotCopyError(
+                f"`{model.name}` is a functional model of a class with its own "
+                "`from_config`."
+            )
         tensors = {
             id(x): self.clone(internals.operation_of(x)).output
             for x in model.inputs
@@ -77,13 +81,9 @@ class Cloner:
             results = self.clone(operation)(*copy(args), **copy(kwargs))
             results = tree.flatten(results)
             tensors.update(zip(map(id, outputs), results, strict=True))
-        if not configs.takes_values(model):
-            raise CannotCopyError(
-                f"`{model.name}` is a functional model of a class with its own "
-                "`from_config`."
-            )
         own = {k: v for k, v in config.items() if k not in configs.OF_GRAPH}
-        own = self._with_references(own, model)
+        functions = configs.functions_of(model, own)
+        own = self._with_references(own, functions, model)
         return type(model)(
             copy(model.input), copy(model.output), name=model.name, **own
         )
@@ -91,19 +91,20 @@ class Cloner:
     def _from_config(self, cls, config, x):
         # Nobody need have registered the class.
         name = f"keras_td>{cls.__name__}_{id(cls)}"
+        functions = configs.functions_of(x, config)
         entry = {
             "module": cls.__module__,
             "class_name": cls.__name__,
-            "config": self._with_references(config, x),
+            "config": self._with_references(config, functions, x),
             "registered_name": name,
         }
-        names = configs.names_in(x, config)
+        names = configs.names_in(x, functions)
         # Its code is not that of a file.
         return keras.saving.deserialize_keras_object(
             entry, {**names, name: cls, **self._referenced}, safe_mode=False
         )
 
-    def _with_references(self, config, x):
+    def _with_references(self, config, functions, x):
         """Puts references in place of layers and functions in a config.
 
         So copies share what the originals share, and functions, of which no
@@ -114,7 +115,6 @@ class Cloner:
         )
         # Keras may have a function of the same name.
         of_keras = layer_kinds.is_from(type(x).__init__, "keras")
-        functions = configs.functions_of(x, config)
         return {
             key: self._reference(functions[key])
             if key in functions and (of_keras or isinstance(value, dict))
@@ -166,6 +166,17 @@ class _Reference:
         if isinstance(self._x, keras.Operation):
             return self._cloner.clone(self._x)
         return self._x
+
+
+class _Stock(keras.layers.TimeDistributed):
+    """Is Keras's own where `replacing` is open, too."""
+
+
+@functools.lru_cache
+def _supports_masking_by_default():
+    # It differs between releases. With names, Keras does not count them.
+    identity = keras.layers.Identity(name="identity")
+    return _Stock(identity, name="stock").supports_masking
 
 
 def _like(x, clone):

@@ -117,9 +117,9 @@ def functions_of(x, config):
     return found
 
 
-def names_in(x, config):
+def names_in(x, functions):
     """The functions and classes that a config may tell by their names alone."""
-    functions = functions_of(x, config).values()
+    functions = functions.values()
     found = {f.__name__: f for f in functions if hasattr(f, "__name__")}
     if isinstance(x, keras.Layer):
         inner = map(type, internals.layers_of(x, include_self=False))

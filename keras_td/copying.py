@@ -66,18 +66,16 @@ def _fail(path, difference):
     )
 
 
-def copy_state(layer, copy, clone):
-    """Gives a copy the weights and the settings of a layer and of all inside.
+def copy_state(found, clone):
+    """Gives copies the weights and the settings of layers.
 
     Args:
-        layer: The layer.
-        copy: Its copy.
+        found: List of the `pairs` of a layer and its copy.
         clone: Function that copies an optimizer or a metric.
 
     Raises:
         ValueError: if the two do not hold the same layers and variables.
     """
-    found = list(pairs(layer, copy))
     _check_one_to_one(found)
     # Keras sets a flag in all that a layer holds as well.
     for _, a, b in sorted(found, key=_size, reverse=True):

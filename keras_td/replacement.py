@@ -43,8 +43,7 @@ def replacing(**options: Unpack[Options]) -> Iterator[None]:
         **options: The options of each layer that is built so, such as
             `steps_per_call=1`.
     """
-    # Wrong ones are told at once.
-    TimeDistributed(keras.layers.Identity(), **options)
+    check(options)
     token = _options.set(options)
     _count(1)
     try:
@@ -55,6 +54,13 @@ def replacing(**options: Unpack[Options]) -> Iterator[None]:
     finally:
         _count(-1)
         _options.reset(token)
+
+
+def check(options):
+    """Raises what the layer says of wrong options, before it is built."""
+    # With names, Keras does not count them.
+    identity = keras.layers.Identity(name="identity")
+    TimeDistributed(identity, **{"name": "checked", **options})
 
 
 def options_here():

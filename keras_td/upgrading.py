@@ -13,7 +13,6 @@ from keras_td.cloning import Cloner
 from keras_td.configs import CannotCopyError
 from keras_td.configs import is_stock
 from keras_td.options import Options
-from keras_td.time_distributed import TimeDistributed
 
 
 def upgrade(model: keras.Layer, **options: Unpack[Options]) -> Any:
@@ -50,29 +49,33 @@ def upgrade(model: keras.Layer, **options: Unpack[Options]) -> Any:
             "`upgrade` takes a model, or another layer. Load a file with "
             f"`keras.saving.load_model` first. Received: model={model!r}"
         )
-    # Wrong options are told, whatever the model.
-    TimeDistributed(keras.layers.Identity(), **options)
+    replacement.check(options)
     cloner = Cloner(options)
     with _replacing_with(options), warnings.catch_warnings():
         # Functions go along as they are.
         warnings.filterwarnings("ignore", ".* includes a `lambda`")
         copy = _clone(model, cloner)
-        copying.copy_state(model, copy, cloner.clone)
+        pairs = list(copying.pairs(model, copy))
+        _check_replaced(pairs)
+        copying.copy_state(pairs, cloner.clone)
     return copy
 
 
 def _clone(model, cloner):
     try:
-        copy = cloner.clone(model)
+        return cloner.clone(model)
     except CannotCopyError as error:
         raise ValueError(
             "`upgrade` copies a model by its config, as saving it does, and "
             f"cannot: {error} You may as well build the model anew in `with "
             "keras_td.replacing():`, and give it the weights, "
             "`new.set_weights(model.get_weights())`. Layers to replace: "
-            f"{_stock_layers(model, model)}."
+            f"{_stock_layers(copying.pairs(model, model))}."
         ) from None
-    left = _stock_layers(model, copy)
+
+
+def _check_replaced(pairs):
+    left = _stock_layers(pairs)
     if left:
         raise ValueError(
             "`upgrade` copies a model by its config, and these layers are not "
@@ -82,7 +85,6 @@ def _clone(model, cloner):
             "files of the model in it as well. A subclass of "
             "`keras.layers.TimeDistributed` has to derive from this class."
         )
-    return copy
 
 
 def _replacing_with(options):
@@ -93,11 +95,11 @@ def _replacing_with(options):
     return replacement.replacing(**{**outer, **options})
 
 
-def _stock_layers(model, copy):
-    """The paths of the layers in a model whose copies are Keras's own."""
+def _stock_layers(pairs):
+    """The paths of the layers whose copies are Keras's own."""
     found = [
         f"`{path}` ({type(layer).__name__})"
-        for path, layer, copied in copying.pairs(model, copy)
+        for path, layer, copied in pairs
         if is_stock(copied)
     ]
     return ", ".join(found)

@@ -17,7 +17,7 @@ class StockModel:
     """A model, what makes it, and what can be asked of it.
 
     Args:
-        make: Makes the model. Its inputs are `Input`s, or `shapes` tells them.
+        make: Makes the model. Its inputs are `Input`s, or `shape` tells it.
         shape: Shape of its input, where the model does not tell it.
         cannot: Dict of what Keras cannot do with the model, with its own layer
             alike, and why.
@@ -43,8 +43,21 @@ def compiled(model, **kwargs):
     return model
 
 
+class HasHeld:
+    """Has what it is given in its config."""
+
+    def get_config(self):
+        held = keras.saving.serialize_keras_object(self.held)
+        return {**super().get_config(), "held": held}
+
+    @classmethod
+    def from_config(cls, config):
+        held = keras.saving.deserialize_keras_object(config["held"])
+        return cls(**{**config, "held": held})
+
+
 @keras.saving.register_keras_serializable(package="tests")
-class Holder(keras.Layer):
+class Holder(HasHeld, keras.Layer):
     """A layer that is given layers, and has them in its config."""
 
     def __init__(self, held, **kwargs):
@@ -55,15 +68,6 @@ class Holder(keras.Layer):
         for layer in self.held:
             inputs = layer(inputs)
         return inputs
-
-    def get_config(self):
-        held = [keras.saving.serialize_keras_object(x) for x in self.held]
-        return {**super().get_config(), "held": held}
-
-    @classmethod
-    def from_config(cls, config):
-        held = keras.saving.deserialize_keras_object(config["held"])
-        return cls(**{**config, "held": held})
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -86,7 +90,7 @@ class Backwards(Holder):
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class HeldModel(keras.Model):
+class HeldModel(HasHeld, keras.Model):
     """A subclassed model that is given a layer."""
 
     def __init__(self, held, **kwargs):
@@ -96,15 +100,6 @@ class HeldModel(keras.Model):
 
     def call(self, inputs):
         return self.dense(self.held(inputs))
-
-    def get_config(self):
-        held = keras.saving.serialize_keras_object(self.held)
-        return {**super().get_config(), "held": held}
-
-    @classmethod
-    def from_config(cls, config):
-        held = keras.saving.deserialize_keras_object(config["held"])
-        return cls(**{**config, "held": held})
 
 
 @keras.saving.register_keras_serializable(package="tests")
