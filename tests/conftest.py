@@ -17,6 +17,7 @@ from backends import KERAS
 from cases import ALL_CASES
 from cases import EXCLUDED
 from cases import has
+from stock_models import MODELS
 
 # The same examples wherever the tests run, however slowly they do.
 settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -73,19 +74,30 @@ def predict_in_float32():
 def pytest_collection_modifyitems(items):
     for item in items:
         # These travel with the reports, from the processes of xdist too.
-        if hasattr(item, "callspec") and "case" in item.callspec.params:
-            case = item.callspec.params["case"].name
-            item.user_properties.append(("case", case))
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        for kind in {"case", "model"} & params.keys():
+            item.user_properties.append((kind, params[kind].name))
         if getattr(item.obj, "is_hypothesis_test", False):
             item.user_properties.append(("property", True))
 
 
+def not_here():
+    return {
+        case.name: f"Keras needs {' and '.join(case.only)} for it"
+        if case.only
+        else f"Keras {keras.__version__} does not have it"
+        for case in ALL_CASES
+        if not has(case)
+    }
+
+
 class Report:
-    """Writes what came out of each check of each case."""
+    """Writes what came out of each check of each case and each model."""
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        self.outcomes, self.properties = [], set()
+        self.outcomes = {"case": [], "model": []}
+        self.properties = set()
         self.tests, self.failed = 0, []
 
     def pytest_runtest_logreport(self, report):
@@ -99,28 +111,26 @@ class Report:
         check = check.removeprefix("test_").replace("_", " ")
         if "property" in known:
             self.properties.add(check)
-        if "case" in known:
-            reason = getattr(report, "wasxfail", "")
-            if report.skipped and not reason:
-                reason = report.longrepr[2].removeprefix("Skipped: ")
-            outcome = "limit" if reason else report.outcome
-            self.outcomes.append((known["case"], check, outcome, reason))
+        reason = getattr(report, "wasxfail", "")
+        if report.skipped and not reason:
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+        outcome = "limit" if reason else report.outcome
+        for kind in self.outcomes.keys() & known.keys():
+            found = known[kind], check, outcome, reason
+            self.outcomes[kind].append(found)
 
     def pytest_sessionfinish(self):
         backend = keras.backend.backend()
         known = {getattr(layers, c.class_name, None) for c in ALL_CASES}
         found = {
             "backend": backend,
-            "cases": [case.name for case in ALL_CASES],
+            "names": {
+                "case": [case.name for case in ALL_CASES],
+                "model": [model.name for model in MODELS],
+            },
             "classes": len(known - {None}),
             "excluded": EXCLUDED,
-            "not_here": {
-                case.name: f"Keras needs {' and '.join(case.only)} for it"
-                if case.only
-                else f"Keras {keras.__version__} does not have it"
-                for case in ALL_CASES
-                if not has(case)
-            },
+            "not_here": {"case": not_here()},
             "versions": {
                 "Python": platform.python_version(),
                 "Keras": keras.__version__,

@@ -19,8 +19,7 @@ class StockModel:
     Args:
         make: Makes the model. Its inputs are `Input`s, or `shape` tells it.
         shape: Shape of its input, where the model does not tell it.
-        cannot: Dict of what Keras cannot do with the model, with its own layer
-            alike, and why.
+        cannot: Dict of checks that are not made, and why.
     """
 
     name: str
@@ -256,11 +255,12 @@ def application():
     return sequential(Stock(cnn), layers.GRU(2), shape=(2, 32, 32, 3))
 
 
-SCALE = "it is called without its scale"
-SHARED = "a file has its weights under one of the two names"
+# Why a check is not made: Keras fails with its own layer alike.
+SCALE = "Keras calls it without its scale."
+SHARED = "A file of Keras has its weights under one of the two names."
 
 STATEFUL = (
-    {"train": "its state is assigned to before its gradients are computed"}
+    {"train": "Keras assigns to its state before it computes gradients."}
     if keras.backend.backend() == "torch"
     else {}
 )
@@ -320,7 +320,9 @@ MODELS = [
     StockModel(
         "shared with a submodel",
         shared_with_a_submodel,
-        cannot={"load": "a config counts its call in the submodel, too"},
+        cannot={
+            "load": "A config of Keras counts its call in the submodel, too."
+        },
     ),
     StockModel("one encoder under two", news, cannot={"load": SHARED}),
     StockModel("names of inputs and outputs", named),
@@ -392,7 +394,7 @@ MODELS = [
             Stock(layers.Dense(3)),
             Stock(layers.Lambda(lambda x: ops.sum(x, axis=-1, keepdims=True))),
         ),
-        cannot={"load": "a file has no names that a lambda uses"},
+        cannot={"load": "A file of Keras has no names that a lambda uses."},
     ),
     StockModel(
         "a stateful RNN",
@@ -403,10 +405,10 @@ MODELS = [
                 layers.LSTM(2, stateful=True),
             ]
         ),
-        cannot={"load": "a file has no states of recurrent layers", **STATEFUL},
+        cannot={"load": "A file of Keras has no states of RNNs.", **STATEFUL},
     ),
     StockModel(
-        "an application", application, cannot={"train": "it takes minutes"}
+        "an application", application, cannot={"train": "It takes minutes."}
     ),
 ]
 

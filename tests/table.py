@@ -1,4 +1,4 @@
-"""Prints which layers work on which backends, as the tests found it.
+"""Prints which layers work on which backends, and which models upgrade.
 
     python tests/table.py FOLDER [SESSION...]
 
@@ -16,8 +16,11 @@ import sys
 COLUMNS = "tests", "inference", "slow"
 COUNTED = "newest", "minimums", "nightly"
 NOT_RUN = "not run"
-# The check that is of each case, and without which none of the others counts.
-CALLED = "equals one call on the steps as samples"
+# The check without which none of the others counts.
+FIRST = {
+    "case": "equals one call on the steps as samples",
+    "model": "no stock layer is left and the model is what it was",
+}
 # This begins the reason of each check that fails for the bare layer too.
 ALIKE = "The bare layer fails alike. "
 
@@ -32,19 +35,19 @@ class Notes:
         return self.numbers.setdefault(note, len(self.numbers) + 1)
 
 
-def by_case(reports):
-    """Maps each case and backend to what its checks ended in."""
+def by_name(reports, kind):
+    """Maps each case or model and each backend to what its checks ended in."""
     found = collections.defaultdict(list)
     for report in reports:
         backend = report["backend"]
-        for case, reason in report["not_here"].items():
-            found[case, backend].append(["all checks", "limit", reason])
-        for case, *outcome in report["outcomes"]:
-            found[case, backend].append(outcome)
+        for name, reason in report["not_here"].get(kind, {}).items():
+            found[name, backend].append(["all checks", "limit", reason])
+        for name, *outcome in report["outcomes"][kind]:
+            found[name, backend].append(outcome)
     return found
 
 
-def cell(outcomes, notes):
+def cell(outcomes, first, notes):
     if not outcomes:
         return NOT_RUN
     if any(outcome == "failed" for _, outcome, _ in outcomes):
@@ -57,24 +60,24 @@ def cell(outcomes, notes):
         notes.number(f"{reason} ({', '.join(sorted(checks[reason]))})")
         for reason in checks
     }
-    called = any(found[:2] == [CALLED, "passed"] for found in outcomes)
+    called = any(found[:2] == [first, "passed"] for found in outcomes)
     word = "ok" if called else "excluded"
     return " ".join([word, *(f"[{n}]" for n in sorted(limits))])
 
 
-def print_table(reports):
+def print_table(reports, kind, excluded):
     backends = list(dict.fromkeys(report["backend"] for report in reports))
-    cases = list(dict.fromkeys(c for r in reports for c in r["cases"]))
-    found, notes = by_case(reports), Notes()
+    names = list(dict.fromkeys(n for r in reports for n in r["names"][kind]))
+    found, notes = by_name(reports, kind), Notes()
     rows = [
-        [case, *(cell(found[case, b], notes) for b in backends)]
-        for case in cases
+        [n, *(cell(found[n, b], FIRST[kind], notes) for b in backends)]
+        for n in names
     ]
-    for name, reason in reports[0]["excluded"].items():
+    for name, reason in excluded.items():
         number = notes.number(f"{reason} (all checks)")
         rows.append([name, *(f"excluded [{number}]" for _ in backends)])
 
-    header = [["layer", *backends], ["-" * 5 for _ in ["", *backends]]]
+    header = [[kind, *backends], ["-" * 5 for _ in ["", *backends]]]
     for row in header + rows:
         print(f"| {' | '.join(row)} |")
     print(
@@ -87,15 +90,17 @@ def print_table(reports):
 
 def print_counts(reports, mutation):
     first = next(iter(reports.values()))
-    checks = {c for r in reports.values() for _, c, *_ in r["outcomes"]}
+    checks = {c for r in reports.values() for _, c, *_ in r["outcomes"]["case"]}
     properties = {name for r in reports.values() for name in r["properties"]}
+    cases = len(first["names"]["case"])
     print(f"\nKeras's layers: {first['classes']} and {len(first['excluded'])}")
-    print(f"  excluded; {len(first['cases'])} cases with the composite ones")
+    print(f"  excluded; {cases} cases with the composite ones")
     print(f"Checks of cases: {len(checks)}")
     print(f"Properties (hypothesis): {len(properties)}")
     print("A case that is not run takes long: `nox -s slow` runs it.")
     for session, report in reports.items():
-        outcomes = collections.Counter(o for _, _, o, _ in report["outcomes"])
+        cases = report["outcomes"]["case"]
+        outcomes = collections.Counter(outcome for _, _, outcome, _ in cases)
         versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
         print(
             f"{session} on {report['date']}, {versions}: {report['tests']} "
@@ -125,7 +130,10 @@ def main():
     if not columns:
         sys.exit("There is no report yet: run nox first.")
     mutation = folder / "mutation.json"
-    print_table(columns)
+    print("Layers, against a loop over the time steps:\n")
+    print_table(columns, "case", columns[0]["excluded"])
+    print("\nModels of Keras's own layer, after `upgrade`:\n")
+    print_table(columns, "model", {})
     print_counts(
         reports, mutation.exists() and json.loads(mutation.read_text())
     )

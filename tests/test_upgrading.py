@@ -64,7 +64,7 @@ def inputs_of(model, shape, rng):
 
 def skip_if(model, what):
     if what in model.cannot:
-        pytest.skip(f"With Keras's own layer alike: {model.cannot[what]}")
+        pytest.skip(model.cannot[what])
 
 
 def made(model, rng):
@@ -79,8 +79,8 @@ def made(model, rng):
 
 
 @each_model
-def test_an_upgraded_model_predicts_the_same(model, rng):
-    old, inputs = made(model, rng)
+def test_no_stock_layer_is_left_and_the_model_is_what_it_was(model, rng):
+    old, _ = made(model, rng)
     inbound = [len(layer._inbound_nodes) for layer in layers_of(old)]
     weights = old.get_weights()
 
@@ -92,11 +92,18 @@ def test_an_upgraded_model_predicts_the_same(model, rng):
     )
     assert type(new) is type(old)
     assert len(new.weights) == len(old.weights)
-    if "predict" not in model.cannot:
-        assert_close(new(inputs, training=False), old(inputs, training=False))
-    # The model itself is what it was.
     assert_close(old.get_weights(), weights)
     assert inbound == [len(layer._inbound_nodes) for layer in layers_of(old)]
+
+
+@each_model
+def test_an_upgraded_model_predicts_the_same(model, rng):
+    skip_if(model, "predict")
+    old, inputs = made(model, rng)
+
+    new = keras_td.upgrade(old)
+
+    assert_close(new(inputs, training=False), old(inputs, training=False))
 
 
 @needs("training")
