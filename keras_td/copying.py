@@ -1,5 +1,6 @@
 """What a model has learned, and how it is set, given to a copy of it."""
 
+import functools
 import tempfile
 import warnings
 
@@ -8,6 +9,13 @@ from keras import ops
 from keras import tree
 
 from keras_td import internals
+from keras_td import outside
+from keras_td.options import Options
+
+BUILD_ANEW = (
+    "You may as well build the model anew in `with keras_td.replacing():`, and "
+    "give it the weights, `new.set_weights(model.get_weights())`."
+)
 
 
 def pairs(layer, copy):
@@ -61,8 +69,9 @@ def _as_named(copies, layers):
 
 def _fail(path, difference):
     raise ValueError(
-        f"`upgrade` copies a model as saving and loading it does, by its "
-        f"config, and the copy of `{path}` is another: it {difference}."
+        "`upgrade` copies a model as saving and loading it does, by its "
+        f"config, and the copy of `{path}` is another: it {difference}. "
+        f"{BUILD_ANEW}"
     )
 
 
@@ -84,18 +93,20 @@ def copy_state(found, clone):
     for path, a, b in found:
         own = _own_variables(a)
         copied = _as_named(_own_variables(b), own)
-        shapes = [[tuple(v.shape) for v in vs] for vs in (own, copied)]
+        shapes = [
+            [(tuple(v.shape), v.dtype) for v in vs] for vs in (own, copied)
+        ]
         if shapes[0] != shapes[1]:
             _fail(path, f"has variables of {shapes[0]}, its copy {shapes[1]}")
         _copy_by_protocol(a, b)
         for v, w in zip(own, copied, strict=True):
+            if variables.setdefault(id(v), w) is not w:
+                _fail(path, f"shares `{v.path}`, and its copy does not")
             _assign(w, v)
             w.trainable = v.trainable
-            variables[id(v)] = w
+            w.regularizer, w.constraint = v.regularizer, v.constraint
         _copy_states(a, b)
-        if getattr(a, "lora_alpha", None) is not None:
-            # No layer is built with it.
-            b.lora_alpha = a.lora_alpha
+        copy_settings(a, b)
     for path, a, b in found:
         if isinstance(a, keras.Model) and (a.compiled or _optimizers(a)):
             _compile(path, b, a, clone, variables)
@@ -147,6 +158,22 @@ def _copy_states(layer, copy):
             _assign(w, v)
 
 
+def copy_settings(layer, copy):
+    """Copies numbers, names and flags that are in no config."""
+    for name, value in vars(layer).items():
+        is_known = name.startswith("_") or name in _names_of_keras()
+        is_plain = isinstance(value, (bool, int, float, str))
+        if is_plain and not is_known and getattr(copy, name, None) != value:
+            setattr(copy, name, value)
+
+
+@functools.lru_cache
+def _names_of_keras():
+    """What Keras itself, and `upgrade`, sets in any layer."""
+    model = keras.Model(name="model")
+    return {*vars(model), "stop_training", *Options.__annotations__}
+
+
 def _states(layer):
     states = tree.flatten(getattr(layer, "states", None))
     return [v for v in states if isinstance(v, keras.Variable)]
@@ -166,6 +193,7 @@ def _compile(path, copy, model, clone, variables):
             optimizer = keras.optimizers.LossScaleOptimizer
             scales = isinstance(model.optimizer, optimizer)
             arguments = internals.arguments_of_compile(model)
+            _check_functions(arguments, variables)
             arguments = tree.map_structure(_copier(clone), arguments)
             copy.compile(**arguments, auto_scale_loss=scales)
         for name, optimizer in _optimizers(model).items():
@@ -178,6 +206,15 @@ def _compile(path, copy, model, clone, variables):
         )
         if model.compiled:
             copy.compiled = False
+
+
+def _check_functions(arguments, variables):
+    """Checks that no loss or metric uses the model that is copied."""
+    for x in outside.used(tree.flatten(arguments)):
+        if isinstance(x, keras.Layer) and any(
+            id(v) in variables for v in x.variables
+        ):
+            raise ValueError(f"a function uses the layer `{x.name}`")
 
 
 def _copier(clone):

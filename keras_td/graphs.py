@@ -17,18 +17,50 @@ def calls(model):
 
     Yields:
         Tuples of the operation, its arguments by position and by name, but for
-        the masks that Keras has added, and the list of its outputs.
+        what Keras has added, and the list of its outputs.
     """
     expressions = _Expressions()
     for node in internals.nodes_of(model):
         args, kwargs = node.arguments.args, node.arguments.kwargs
-        added = {
-            name
-            for name, x in _sources_of_masks(node.operation, args, kwargs)
-            if name in kwargs and _are_masks(kwargs[name], x, expressions)
-        }
+        added = _added_masks(node, expressions) | _added_training(node)
         kwargs = {k: v for k, v in kwargs.items() if k not in added}
         yield node.operation, args, kwargs, node.output_tensors
+
+
+def config_of(model):
+    """The config of a functional model, but for the masks that Keras has added.
+
+    Its entries for layers are in the order of `model.operations`.
+    """
+    config, expressions = model.get_config(), _Expressions()
+    own = set(map(id, internals.nodes_of(model)))
+    for entry, x in zip(config["layers"], model.operations, strict=True):
+        nodes = [node for node in internals.calls_of(x) if id(node) in own]
+        for node, call in zip(nodes, entry["inbound_nodes"], strict=True):
+            for name in _added_masks(node, expressions):
+                del call["kwargs"][name]
+    return config
+
+
+def _added_masks(node, expressions):
+    """The names of the arguments that are masks which Keras has added."""
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    return {
+        name
+        for name, x in _sources_of_masks(node.operation, args, kwargs)
+        if name in kwargs and _are_masks(kwargs[name], x, expressions)
+    }
+
+
+def _added_training(node):
+    """The name `training`, where its value is what Keras adds.
+
+    Keras writes the masks of a call that is given anything by name nowhere.
+    """
+    parameters = inspect.signature(node.operation.call).parameters
+    value = node.arguments.kwargs.get("training", inspect.Parameter.empty)
+    default = getattr(parameters.get("training"), "default", None)
+    return {"training"} if value == (default or False) else set()
 
 
 def _sources_of_masks(operation, args, kwargs):
@@ -43,7 +75,7 @@ def _sources_of_masks(operation, args, kwargs):
         bound = inspect.signature(operation.call).bind(*args, **kwargs)
     except TypeError:
         return []
-    tensors = {k: v for k, v in bound.arguments.items() if _has_tensors(v)}
+    tensors = {k: v for k, v in bound.arguments.items() if has_tensors(v)}
     # Those that Keras has added come after it has looked for these.
     added = {"mask", *(f"{name}_mask" for name in tensors)}
     others = {k: v for k, v in tensors.items() if k not in added}
@@ -52,7 +84,7 @@ def _sources_of_masks(operation, args, kwargs):
     return [(f"{name}_mask", x) for name, x in others.items()]
 
 
-def _has_tensors(nest):
+def has_tensors(nest):
     return any(map(keras.backend.is_keras_tensor, tree.flatten(nest)))
 
 
@@ -62,7 +94,7 @@ def _are_masks(nest, tensors, expressions):
     given = tree.flatten(nest)
     return len(given) == len(masks) and all(
         a is b
-        or (_has_tensors([a, b]) and expressions.of(a) == expressions.of(b))
+        or (has_tensors([a, b]) and expressions.of(a) == expressions.of(b))
         for a, b in zip(given, masks, strict=True)
     )
 

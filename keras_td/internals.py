@@ -93,7 +93,29 @@ def outputs_of(layer):
 
     `output` is public, and raises where there are several calls.
     """
-    return [y for node in layer._inbound_nodes for y in node.output_tensors]
+    return [y for node in calls_of(layer) for y in node.output_tensors]
+
+
+def uncalled(operation):
+    """A copy of an operation, of the same values, without its calls.
+
+    `get_config` is public, and knows functions and tuples no more.
+    """
+    copied = object.__new__(type(operation))
+    calls = {"_inbound_nodes": [], "_outbound_nodes": []}
+    vars(copied).update({**vars(operation), **calls})
+    return copied
+
+
+def calls_of(operation):
+    """The calls of an operation, in order."""
+    return list(operation._inbound_nodes)
+
+
+def is_called(layer):
+    """Whether a layer has symbolic outputs, but for those it begins with."""
+    begins_with = isinstance(layer, (keras.Function, keras.layers.InputLayer))
+    return len(calls_of(layer)) > begins_with
 
 
 def nodes_of(model):

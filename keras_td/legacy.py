@@ -24,8 +24,9 @@ def layer_from_config(config, custom_objects=None):
         whole = {"name": "model", "layers": [_in_old_form(config)]}
         try:
             return keras.Sequential.from_config(whole, custom_objects).layers[0]
-        except Exception:
-            raise error from None
+        except Exception as of_keras_2:
+            is_old = "module" not in config
+            raise (TypeError(f"{of_keras_2}") if is_old else error) from None
 
 
 def _in_old_form(config):

@@ -13,6 +13,7 @@ from keras_td.cloning import Cloner
 from keras_td.configs import CannotCopyError
 from keras_td.configs import is_stock
 from keras_td.options import Options
+from keras_td.replacement import replacing
 
 
 def upgrade(model: keras.Layer, **options: Unpack[Options]) -> Any:
@@ -50,8 +51,12 @@ def upgrade(model: keras.Layer, **options: Unpack[Options]) -> Any:
             f"`keras.saving.load_model` first. Received: model={model!r}"
         )
     replacement.check(options)
+    # In `replacing`, what code builds has the options too.
+    outer = replacement.options_here()
+    options = {**(outer or {}), **options}
     cloner = Cloner(options)
-    with _replacing_with(options), warnings.catch_warnings():
+    scope = contextlib.nullcontext() if outer is None else replacing(**options)
+    with scope, warnings.catch_warnings():
         # Functions go along as they are.
         warnings.filterwarnings("ignore", ".* includes a `lambda`")
         copy = _clone(model, cloner)
@@ -67,9 +72,7 @@ def _clone(model, cloner):
     except CannotCopyError as error:
         raise ValueError(
             "`upgrade` copies a model by its config, as saving it does, and "
-            f"cannot: {error} You may as well build the model anew in `with "
-            "keras_td.replacing():`, and give it the weights, "
-            "`new.set_weights(model.get_weights())`. Layers to replace: "
+            f"cannot: {error} {copying.BUILD_ANEW} Layers to replace: "
             f"{_stock_layers(copying.pairs(model, model))}."
         ) from None
 
@@ -85,14 +88,6 @@ def _check_replaced(pairs):
             "files of the model in it as well. A subclass of "
             "`keras.layers.TimeDistributed` has to derive from this class."
         )
-
-
-def _replacing_with(options):
-    """Lets what code builds have the options too, where it is replaced."""
-    outer = replacement.options_here()
-    if outer is None:
-        return contextlib.nullcontext()
-    return replacement.replacing(**{**outer, **options})
 
 
 def _stock_layers(pairs):

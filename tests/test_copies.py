@@ -200,7 +200,7 @@ def test_the_mask_of_a_lambda(mask, rng):
 
 
 def test_a_function_that_calls_a_stock_layer_is_refused():
-    td = Stock(layers.Dense(3))
+    td = Stock(layers.Dense(3), name="td")
 
     with pytest.raises(ValueError, match="uses the layer `td` from outside"):
         keras_td.upgrade(sequential(layers.Lambda(lambda x: td(x))))
