@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import pathlib
 import sys
 
 import keras
@@ -44,7 +45,18 @@ def parse(args):
         action="store_true",
         help="run the Python code of Lambda layers that is in the file",
     )
-    return parser.parse_args(args)
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="leave out the optimizer, the losses and the metrics of the model",
+    )
+    args = parser.parse_args(args)
+    new = pathlib.Path(args.new)
+    if not os.path.isfile(args.old):
+        parser.error(f"there is no file {args.old}")
+    if new.suffix != ".keras" or not new.parent.is_dir():
+        parser.error(f"cannot write {new}: a .keras file in a folder is needed")
+    return args
 
 
 def main(args=None):
@@ -55,7 +67,11 @@ def main(args=None):
         importlib.import_module(module)
 
     def load():
-        return keras.saving.load_model(args.old, safe_mode=not args.unsafe)
+        return keras.saving.load_model(
+            args.old,
+            safe_mode=not args.unsafe,
+            compile=not args.no_compile,
+        )
 
     try:
         model = load()
@@ -135,8 +151,7 @@ def random_inputs(model):
 if __name__ == "__main__":
     try:
         main()
-    except (TypeError, ValueError) as error:
-        sys.exit(
-            f"{error}\nClasses of your own have to be imported: "
-            "`--import my_package`."
-        )
+    except (ImportError, TypeError, ValueError) as error:
+        is_unknown = "Could not locate" in str(error)
+        hint = "\nImport classes of your own: `--import my_package`."
+        sys.exit(f"{error}{hint if is_unknown else ''}")

@@ -21,7 +21,6 @@ _CONVOLUTIONS = (
     *(getattr(keras.layers, f"DepthwiseConv{n}D") for n in (1, 2)),
     *(getattr(keras.layers, f"SeparableConv{n}D") for n in (1, 2)),
 )
-_MAKING_MASKS = (keras.layers.Masking, keras.layers.Lambda)
 # They give masks only to what comes with one.
 _PASSING_MASKS_ON = (
     keras.Layer.compute_mask,
@@ -96,8 +95,11 @@ def makes_masks_inside(layer):
     def makes(inner):
         if isinstance(inner, keras.layers.Embedding):
             return inner.mask_zero
+        if isinstance(inner, keras.layers.Lambda):
+            return inner.mask is not None
         own = not is_from(type(inner).compute_mask, "keras", "keras_td")
-        return isinstance(inner, _MAKING_MASKS) or (makes_masks(inner) and own)
+        is_masking = isinstance(inner, keras.layers.Masking)
+        return is_masking or (makes_masks(inner) and own)
 
     return any(map(makes, internals.layers_of(layer, include_self=False)))
 

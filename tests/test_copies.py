@@ -240,11 +240,14 @@ def test_configs_that_no_file_can_hold(rng):
 
 
 def test_options_reach_what_code_builds(rng):
-    with keras_td.replacing(steps_per_call=3, skip_masked=True):
-        new = keras_td.upgrade(sequential(Coded()), steps_per_call=2)
+    model = sequential(Coded(), Stock(layers.Dense(3)))
 
-    assert new.layers[0].td.steps_per_call == 2
-    assert new.layers[0].td.skip_masked
+    with keras_td.replacing(steps_per_call=3, skip_masked=True):
+        new = keras_td.upgrade(model, steps_per_call=2)
+
+    for td in new.layers[0].td, new.layers[1]:
+        assert td.steps_per_call == 2
+        assert td.skip_masked
 
 
 class Coded(keras.Layer):

@@ -14,6 +14,7 @@ from keras import tree
 from keras.layers import TimeDistributed as Stock
 
 import keras_td
+from backends import needs
 from files import keras_2
 from keras_td import TimeDistributed
 from keras_td.__main__ import main
@@ -21,6 +22,7 @@ from reference import as_numpy
 from reference import assert_close
 from reference import normal
 from stock_models import Builder
+from stock_models import compiled
 from stock_models import sequential
 
 # Keras and tf_keras say so of models of Keras 2.
@@ -177,6 +179,56 @@ def test_the_command_exits_with_an_error_where_a_layer_stays(tmp_path):
     assert ran.returncode == 1
     assert "/builder/" in ran.stderr
     assert not (tmp_path / "new.keras").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["none.keras", "new.keras"], "there is no file none.keras"),
+        (["old.keras", "new.h5"], "a .keras file in a folder"),
+        (["old.keras", "none/new.keras"], "a .keras file in a folder"),
+    ],
+)
+def test_the_command_tells_of_wrong_paths(
+    args, told, tmp_path, capsys, monkeypatch
+):
+    sequential(Stock(layers.Dense(3))).save(tmp_path / "old.keras")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SystemExit):
+        main(args)
+
+    assert told in capsys.readouterr().err
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Counter(keras.Layer):
+    """Counts its calls, in inference too."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1)
+        return x
+
+
+def test_the_command_changes_no_state(tmp_path):
+    sequential(Counter(), Stock(layers.Dense(3))).save(tmp_path / "old.keras")
+
+    new = command(tmp_path / "old.keras")
+
+    assert int(as_numpy(new.layers[0].calls)) == 0
+
+
+@needs("training")
+def test_the_command_leaves_out_what_a_model_is_compiled_with(rng, tmp_path):
+    model = compiled(sequential(Stock(layers.Dense(3))))
+    model.train_on_batch(normal(rng, 2, 3, 4), normal(rng, 2, 3, 3))
+    model.save(tmp_path / "old.keras")
+
+    assert command(tmp_path / "old.keras").compiled
+    assert not command(tmp_path / "old.keras", "--no-compile").compiled
 
 
 def test_the_command_upgrades_a_file_of_keras_2(tmp_path, capsys):
