@@ -1,5 +1,7 @@
 """The table of wrapped layers that the promises are tested on."""
 
+import itertools
+
 import keras
 import pytest
 from keras import layers
@@ -454,13 +456,21 @@ BY_NAME = {case.name: case for case in CASES}
 
 
 def each(cases):
+    return pytest.mark.parametrize("case", [param(c) for c in cases])
+
+
+def each_in_turn(name, values, cases):
+    """Each case, with one of some values, which take turns."""
+    turns = zip(cases, itertools.cycle(values))
     return pytest.mark.parametrize(
-        "case",
-        [
-            pytest.param(c, id=c.name, marks=[pytest.mark.slow] * c.slow)
-            for c in cases
-        ],
+        ("case", name), [param(c, value) for c, value in turns]
     )
+
+
+def param(case, *values):
+    names = "-".join([case.name, *map(str, values)])
+    marks = [pytest.mark.slow] * case.slow
+    return pytest.param(case, *values, id=names, marks=marks)
 
 
 each_case = each(CASES)

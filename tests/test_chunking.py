@@ -17,7 +17,6 @@ from keras_td import TimeDistributed
 from keras_td import folding
 from keras_td import stepping
 from modes import REMAT
-from modes import TIME
 from reference import as_numpy
 from reference import assert_close
 from reference import gradients
@@ -32,7 +31,7 @@ NAMES = (
 )
 each_case = pytest.mark.parametrize("name", NAMES)
 each_number = pytest.mark.parametrize(
-    ("steps", "time"), [(1, 25), (2, 1), (2, TIME), (3, 2), (3, 25), (22, 25)]
+    ("steps", "time"), [(1, 25), (2, 1), (3, 2), (3, 25), (22, 25)]
 )
 with_and_without_remat = pytest.mark.parametrize(
     "remat", [False, pytest.param(True, marks=REMAT)]

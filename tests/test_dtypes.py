@@ -13,6 +13,7 @@ from keras import tree
 from backends import needs
 from cases import CASES
 from cases import each
+from cases import each_in_turn
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
 from modes import MODES
@@ -85,9 +86,8 @@ def policy(name):
         keras.config.set_dtype_policy("float32")
 
 
-each_policy = pytest.mark.parametrize(
-    "name", ["mixed_float16", "mixed_bfloat16"]
-)
+POLICIES = ["mixed_float16", "mixed_bfloat16"]
+each_policy = pytest.mark.parametrize("name", POLICIES)
 
 
 class Inside(keras.Layer):
@@ -107,13 +107,14 @@ class Inside(keras.Layer):
 
 # Mixed precision is for training.
 @needs("training")
-@each_policy
-@each(
+@each_in_turn(
+    "name",
+    POLICIES,
     [
         c
         for c in CASES
         if c.values in ("normal", "image") and c.mixes_samples != "always"
-    ]
+    ],
 )
 @no_worse_than_plain
 def test_a_layer_of_float32_gives_the_same_in_several_calls(case, name, rng):

@@ -38,10 +38,14 @@ def document_of_ids(rng):
 
 # As many features as words, and as units of the next layer, hide a mistake.
 @pytest.mark.parametrize(
-    ("next_layer", "features"),
-    [(layers.GRU, 4), (layers.GRU, 7), (layers.LSTM, 7)],
+    ("next_layer", "features", "attention"),
+    [
+        (layers.GRU, 4, Attention),
+        (layers.GRU, 7, MaskedAttention),
+        (layers.LSTM, 7, Attention),
+        (layers.LSTM, 7, MaskedAttention),
+    ],
 )
-@pytest.mark.parametrize("attention", [Attention, MaskedAttention])
 @pytest.mark.parametrize("known", [True, False])
 @each_kind
 def test_hierarchical_attention_is_that_of_each_sentence(

@@ -23,6 +23,7 @@ from case import with_leaves
 from cases import BY_NAME
 from cases import CASES
 from cases import each
+from cases import each_in_turn
 from custom import Adds
 from custom import Rows
 from keras_td import TimeDistributed
@@ -49,17 +50,6 @@ MASKS = {
 }
 SOME = MASKS["some valid"]
 OPTIONS = {"one call": {}, **SEVERAL_CALLS}
-each_mask = pytest.mark.parametrize(
-    ("mask", "steps"),
-    [
-        pytest.param(MASKS[name], steps, id=f"{name}-{steps}")
-        for name, steps in [
-            ("none valid", None),
-            ("one valid", None),
-            ("some valid", 2),
-        ]
-    ],
-)
 each_option = options_named(OPTIONS)
 # PyTorch says so of the slice of one step, by hand too.
 of_searchsorted = pytest.mark.filterwarnings(
@@ -105,10 +95,22 @@ def model_with_mask(case, td, arguments, *lead):
 
 
 @of_searchsorted
-@each_mask
 @each(SEPARATE)
 @no_worse_than_plain
-def test_valid_steps_are_as_alone_and_others_zeros(case, mask, steps, rng):
+def test_no_step_is_valid_and_all_are_zeros(case, rng):
+    assert_as_alone(case, MASKS["none valid"], rng)
+
+
+@of_searchsorted
+@each_in_turn("steps", [None, 2], SEPARATE)
+@no_worse_than_plain
+def test_valid_steps_are_as_alone_and_others_zeros(case, steps, rng):
+    mask = MASKS["some valid" if steps else "one valid"]
+
+    assert_as_alone(case, mask, rng, steps)
+
+
+def assert_as_alone(case, mask, rng, steps=None):
     layer = case.make()
     args, kwargs = case.arrays(rng)
     expected = case.oracle(layer, *args, training=False, **kwargs)
