@@ -1,7 +1,6 @@
 """Copies of layers and of other objects of Keras, without their weights."""
 
 import functools
-import inspect
 
 import keras
 from keras import tree
@@ -10,11 +9,10 @@ from keras_td import configs
 from keras_td import copying
 from keras_td import graphs
 from keras_td import internals
-from keras_td import layer_kinds
 from keras_td.configs import CannotCopyError
+from keras_td.references import References
 from keras_td.time_distributed import TimeDistributed
 
-_REFERENCE = "keras_td>Reference"
 # What `compile` sets.
 _OF_COMPILE = {"optimizer", "stop_training"}
 
@@ -32,8 +30,7 @@ class Cloner:
         self.options = options
         # Of each object, by its id, itself and its copy.
         self._clones = {}
-        # What stands in a config by reference, by the name of that.
-        self._referenced = {}
+        self._references = References(self.clone)
 
     def clone(self, x):
         if id(x) not in self._clones:
@@ -59,13 +56,16 @@ class Cloner:
                 f"The config of `{x.name}` ({cls.__name__}) makes no other: "
                 f"{error.__context__ or error}"
             ) from error
-        self._forget_references(clone)
+        self._references.forget(clone)
         return _like(x, clone)
 
     def _config_of(self, x):
         if isinstance(x, keras.Sequential) and configs.takes_values(x):
             inner = internals.layers_of(x, False, recursive=False)
-            return {"name": x.name, "layers": list(map(self._reference, inner))}
+            return {
+                "name": x.name,
+                "layers": list(map(self._references.to, inner)),
+            }
         return configs.config_of(x)
 
     def _upgraded(self, layer, config):
@@ -95,31 +95,10 @@ class Cloner:
             tensors.update(zip(map(id, outputs), results, strict=True))
         own = {k: v for k, v in config.items() if k not in configs.OF_GRAPH}
         functions = configs.functions_of(model, own)
-        own = self._with_references(own, functions, model)
+        own = self._references.in_config(own, functions, model)
         return type(model)(
             copy(model.input), copy(model.output), name=model.name, **own
         )
-
-    def _forget_references(self, clone):
-        """Gives an object the configs themselves that it keeps for its own."""
-        if isinstance(clone, keras.Operation):
-            for name, value in list(vars(clone).items()):
-                plain = self._without_references(value)
-                if plain is not value and not name.startswith("_"):
-                    setattr(clone, name, plain)
-
-    def _without_references(self, value):
-        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-            plain = [self._without_references(x) for x in value]
-            same = all(x is y for x, y in zip(plain, value, strict=True))
-            return value if same else type(value)(plain)
-        if not isinstance(value, dict):
-            return value
-        reference = self._referenced.get(value.get("registered_name"))
-        if reference is not None:
-            return configs.serialized(reference.from_config(None))
-        plain = {k: self._without_references(x) for k, x in value.items()}
-        return value if all(plain[k] is value[k] for k in plain) else plain
 
     def _give_attributes(self, model, clone):
         """Gives a copy what its author has set on a model that Keras builds."""
@@ -145,92 +124,16 @@ class Cloner:
         entry = {
             "module": cls.__module__,
             "class_name": cls.__name__,
-            "config": self._with_references(config, functions, x),
+            "config": self._references.in_config(config, functions, x),
             "registered_name": name,
         }
         names = configs.names_in(x, functions)
         # Its code is not that of a file.
         return keras.saving.deserialize_keras_object(
-            entry, {**names, name: cls, **self._referenced}, safe_mode=False
+            entry,
+            {**names, name: cls, **self._references.classes},
+            safe_mode=False,
         )
-
-    def _with_references(self, config, functions, x):
-        """Puts references in place of layers and functions in a config.
-
-        So copies share what the originals share, and functions, of which no
-        config tells all, are the same.
-        """
-        replaced = functools.partial(
-            self._replaced, configs.Held(x), configs.takes_values(x)
-        )
-        # Keras may have a function of the same name.
-        of_keras = layer_kinds.is_from(type(x).__init__, "keras")
-        return {
-            key: self._reference(functions[key])
-            if key in functions and (of_keras or isinstance(value, dict))
-            else replaced(value)
-            for key, value in config.items()
-        }
-
-    def _replaced(self, held, takes_values, entry):
-        """A value in a config, with references in place of what is held."""
-        replaced = functools.partial(self._replaced, held, takes_values)
-        if isinstance(entry, (list, tuple)):
-            # Matrices are long.
-            if not any(map(configs.is_nested, entry)):
-                return entry
-            values = list(map(replaced, entry))
-            is_named = hasattr(entry, "_fields")
-            return type(entry)(*values) if is_named else type(entry)(values)
-        if isinstance(entry, dict):
-            layer = held.find(entry)
-            if layer is not None:
-                return self._reference(layer, entry)
-            graph = held.find_graph(entry)
-            if graph is not None:
-                held, entry = configs.Held(graph), graphs.config_of(graph)
-                replaced = functools.partial(self._replaced, held, takes_values)
-            return {key: replaced(value) for key, value in entry.items()}
-        if isinstance(entry, keras.Layer):
-            made = self.clone if takes_values else self._reference
-            return made(entry)
-        if inspect.isroutine(entry) and not takes_values:
-            return self._reference(entry)
-        return entry if takes_values else configs.serialized(entry)
-
-    def _reference(self, x, entry=None):
-        """An entry in a config that Keras makes `x`, or its copy, of."""
-        known = entry or {"class_name": "Reference", "config": {}}
-        known = {k: v for k, v in known.items() if k != "build_config"}
-        is_called = "inbound_nodes" in known
-        name = f"{_REFERENCE}_{id(x)}_{is_called}"
-        self._referenced[name] = _Reference(self, x, is_called)
-        return {**known, "module": __name__, "registered_name": name}
-
-
-class _Reference:
-    """What Keras takes for a class, to make one object of any config.
-
-    Args:
-        is_called: Whether it is in the config of a graph, which numbers calls.
-    """
-
-    def __init__(self, cloner, x, is_called):
-        self._cloner = cloner
-        self._x = x
-        self._is_called = is_called
-
-    def from_config(self, config):
-        if not isinstance(self._x, keras.Operation):
-            return self._x
-        clone = self._cloner.clone(self._x)
-        if self._is_called and internals.is_called(clone):
-            raise CannotCopyError(
-                f"`{clone.name}` is called in the config of a model that a "
-                "layer holds, and elsewhere. Let the layer have the model "
-                "itself in its config, not what its `get_config` returns."
-            )
-        return clone
 
 
 class _Stock(keras.layers.TimeDistributed):

@@ -2,14 +2,12 @@
 
 import functools
 import tempfile
-import warnings
 
 import keras
 from keras import ops
 from keras import tree
 
 from keras_td import internals
-from keras_td import outside
 from keras_td.options import Options
 
 BUILD_ANEW = (
@@ -75,12 +73,14 @@ def _fail(path, difference):
     )
 
 
-def copy_state(found, clone):
+def copy_state(found):
     """Gives copies the weights and the settings of layers.
 
     Args:
         found: List of the `pairs` of a layer and its copy.
-        clone: Function that copies an optimizer or a metric.
+
+    Returns:
+        Dict of the copy of each variable, by the id of that.
 
     Raises:
         ValueError: if the two do not hold the same layers and variables.
@@ -89,7 +89,7 @@ def copy_state(found, clone):
     # Keras sets a flag in all that a layer holds as well.
     for _, a, b in sorted(found, key=_size, reverse=True):
         b.trainable = a.trainable
-    variables = {}
+    variables: dict = {}
     for path, a, b in found:
         own = _own_variables(a)
         copied = _as_named(_own_variables(b), own)
@@ -102,14 +102,12 @@ def copy_state(found, clone):
         for v, w in zip(own, copied, strict=True):
             if variables.setdefault(id(v), w) is not w:
                 _fail(path, f"shares `{v.path}`, and its copy does not")
-            _assign(w, v)
+            assign(w, v)
             w.trainable = v.trainable
             w.regularizer, w.constraint = v.regularizer, v.constraint
         _copy_states(a, b)
         copy_settings(a, b)
-    for path, a, b in found:
-        if isinstance(a, keras.Model) and (a.compiled or _optimizers(a)):
-            _compile(path, b, a, clone, variables)
+    return variables
 
 
 def _check_one_to_one(found):
@@ -133,7 +131,7 @@ def _own_variables(layer):
     return [v for v in layer.variables if id(v) not in inner]
 
 
-def _assign(copy, variable):
+def assign(copy, variable):
     # JAX trains in place, and frees the old value.
     copy.assign(ops.copy(variable.value))
 
@@ -155,7 +153,7 @@ def _copy_states(layer, copy):
     for v, w in zip(_states(layer), _states(copy), strict=False):
         # In a `TimeDistributed`, each step may have its own.
         if tuple(v.shape) == tuple(w.shape):
-            _assign(w, v)
+            assign(w, v)
 
 
 def copy_settings(layer, copy):
@@ -177,71 +175,3 @@ def _names_of_keras():
 def _states(layer):
     states = tree.flatten(getattr(layer, "states", None))
     return [v for v in states if isinstance(v, keras.Variable)]
-
-
-def _compile(path, copy, model, clone, variables):
-    """Compiles a copy as a model was, with the state of its optimizer."""
-    try:
-        cls = type(model)
-        if not model.compiled:
-            pass
-        elif cls.compile_from_config is not keras.Model.compile_from_config:
-            copy.compile_from_config(model.get_compile_config())
-        elif cls.compile is not keras.Model.compile:
-            raise ValueError("its class has a `compile` of its own")
-        else:
-            optimizer = keras.optimizers.LossScaleOptimizer
-            scales = isinstance(model.optimizer, optimizer)
-            arguments = internals.arguments_of_compile(model)
-            _check_functions(arguments, variables)
-            arguments = tree.map_structure(_copier(clone), arguments)
-            copy.compile(**arguments, auto_scale_loss=scales)
-        for name, optimizer in _optimizers(model).items():
-            _copy_slots(optimizer, getattr(copy, name), copy, variables)
-    except Exception as error:
-        warnings.warn(
-            f"The model `{path}` is upgraded, and has to be compiled again, as "
-            f"its optimizer, losses or metrics cannot be copied: {error}",
-            stacklevel=4,
-        )
-        if model.compiled:
-            copy.compiled = False
-
-
-def _check_functions(arguments, variables):
-    """Checks that no loss or metric uses the model that is copied."""
-    for x in outside.used(tree.flatten(arguments)):
-        if isinstance(x, keras.Layer) and any(
-            id(v) in variables for v in x.variables
-        ):
-            raise ValueError(f"a function uses the layer `{x.name}`")
-
-
-def _copier(clone):
-    """Function that copies what has a state that training changes."""
-    kinds = keras.optimizers.Optimizer, keras.Metric
-    return lambda x: clone(x) if isinstance(x, kinds) else x
-
-
-def _optimizers(model):
-    """The optimizers of a model that have a state, by their names."""
-    found = {**vars(model), "optimizer": getattr(model, "optimizer", None)}
-    return {
-        name: x
-        for name, x in found.items()
-        if isinstance(x, keras.optimizers.Optimizer) and x.built
-    }
-
-
-def _copy_slots(optimizer, copied, model, variables):
-    known = internals.optimized_variables(optimizer)
-    known = [variables[id(v)] for v in known]
-    weights = model.trainable_variables
-    ids, in_order = [[id(v) for v in found] for found in (known, weights)]
-    if ids != in_order and sorted(ids) == sorted(in_order):
-        # JAX takes those of the optimizer in the order of the model.
-        raise ValueError("its weights are in another order")
-    if not copied.built:
-        copied.build(known)
-    for v, w in zip(optimizer.variables, copied.variables, strict=True):
-        _assign(w, v)

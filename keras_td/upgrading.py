@@ -7,6 +7,7 @@ from typing import Unpack
 
 import keras
 
+from keras_td import compiling
 from keras_td import copying
 from keras_td import replacement
 from keras_td.cloning import Cloner
@@ -62,7 +63,8 @@ def upgrade(model: keras.Layer, **options: Unpack[Options]) -> Any:
         copy = _clone(model, cloner)
         pairs = list(copying.pairs(model, copy))
         _check_replaced(pairs)
-        copying.copy_state(pairs, cloner.clone)
+        variables = copying.copy_state(pairs)
+        compiling.compile_copies(pairs, cloner.clone, variables)
     return copy
 
 
