@@ -102,7 +102,7 @@ def uncalled(operation):
     `get_config` is public, and knows functions and tuples no more.
     """
     copied = object.__new__(type(operation))
-    calls = {"_inbound_nodes": [], "_outbound_nodes": []}
+    calls: dict = {"_inbound_nodes": [], "_outbound_nodes": []}
     vars(copied).update({**vars(operation), **calls})
     return copied
 
