@@ -23,13 +23,12 @@ MODES = {
 
 
 def options_named(names):
-    return pytest.mark.parametrize(
-        "option",
-        [
-            pytest.param(name, marks=REMAT if "remat" in name else ())
-            for name in names
-        ],
-    )
+    return pytest.mark.parametrize("option", [param(name) for name in names])
+
+
+def param(option, *values, marks=()):
+    of_remat = REMAT if "remat" in option else []
+    return pytest.param(option, *values, marks=[*of_remat, *marks])
 
 
 each_option = options_named(SEVERAL_CALLS)

@@ -35,6 +35,7 @@ from masked import masked
 from modes import SEVERAL_CALLS
 from modes import each_kind
 from modes import options_named
+from modes import param
 from reference import as_numpy
 from reference import assert_close
 from reference import gradients
@@ -200,8 +201,17 @@ SEVERAL = [
 
 
 @needs("training")
-@pytest.mark.parametrize("how", ["eager", "compiled", "unknown sizes"])
-@each_kind
+@pytest.mark.parametrize(
+    ("option", "how"),
+    [
+        param("one call", "eager"),
+        param("one call", "compiled"),
+        param("1 step", "compiled"),
+        param("1 step", "unknown sizes"),
+        param("2 steps, remat", "eager"),
+        param("2 steps, remat", "unknown sizes"),
+    ],
+)
 @each(SEVERAL)
 def test_fit_does_what_it_does_on_valid_steps(case, option, how, rng):
     arguments = case.arrays(rng)
@@ -501,7 +511,7 @@ def test_each_level_of_nested_wrappers_skips(option, rng):
 
 
 @needs("training")
-@each_option
+@each_kind
 def test_nested_wrappers_train_on_documents(option, rng):
     x, words = documents(rng, 3, 4, 5)
     bad = np.where(words[..., None], x, np.nan)

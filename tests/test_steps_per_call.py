@@ -23,6 +23,7 @@ from modes import SEVERAL_CALLS as OPTIONS
 from modes import TIME
 from modes import each_option
 from modes import options_named
+from modes import param
 from reference import as_numpy
 from reference import assert_close
 from reference import gradients
@@ -33,7 +34,7 @@ from reference import with_mask
 MARKS_ON_REQUEST = {
     # PyTorch's compiler takes minutes, and warns of PyTorch's own code.
     "torch": [pytest.mark.slow, pytest.mark.filterwarnings("ignore")],
-    "jax": pytest.mark.skip(reason="JAX compiles everything unasked"),
+    "jax": [pytest.mark.skip(reason="JAX compiles everything unasked")],
 }
 # Of several inputs and outputs, with masks, integers and dicts.
 SOME = [
@@ -83,15 +84,17 @@ def test_a_compiled_model_predicts_what_one_call_gives(case, option, time, rng):
 
 @needs("training")
 @pytest.mark.parametrize(
-    "how",
+    ("option", "how"),
     [
-        "eager",
-        "compiled",
-        "unknown time",
-        pytest.param("on request", marks=MARKS_ON_REQUEST.get(BACKEND, [])),
+        param("1 step", "eager"),
+        param("1 step", "unknown time"),
+        param("3 steps", "compiled"),
+        param("3 steps", "on request", marks=MARKS_ON_REQUEST.get(BACKEND, [])),
+        param("2 steps, remat", "eager"),
+        param("2 steps, remat", "compiled"),
+        param("2 steps, remat", "unknown time"),
     ],
 )
-@options_named(["1 step", "3 steps", "2 steps, remat"])
 @each(SOME[:5])
 def test_fit_does_what_it_does_with_one_call(case, option, how, rng):
     arguments = case.arrays(rng, 2, TIME)
