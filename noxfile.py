@@ -122,6 +122,15 @@ def keras_hub(session, backend):
 
 
 @nox.session
+@nox.parametrize("backend", ["tensorflow"], ids=["tensorflow"])
+def exports(session, backend):
+    """Export models, and compare what they give elsewhere."""
+    install(session, backend, f"exports-{backend}")
+    use(session, backend)
+    session.run("pytest", "tests/test_exports.py", *session.posargs)
+
+
+@nox.session
 @each_backend
 def minimums(session, backend):
     """Run the tests on the oldest Keras, with backends of its time."""

@@ -142,9 +142,10 @@ def _sequences(tensors, iterations, steps):
     read, indexed = trees.split(stacked, floats)
     specs = [(folding.sizes(x)[1:], x.dtype) for x in read]
     read = [ops.reshape(x, (1, iterations, -1)) for x in read]
-    sequences = ops.concatenate(
-        read or [ops.zeros((1, iterations, 1))], axis=-1
-    )
+    # The loop transposes again. With nothing in between, as for one tensor
+    # alone, tf2onnx takes the two transpositions for inverse to one another.
+    nothing = ops.zeros((1, iterations, 1), read[0].dtype if read else None)
+    sequences = ops.concatenate([*read, nothing], axis=-1)
 
     def inputs_of(inputs, index):
         read, start = [], 0
