@@ -102,10 +102,8 @@ class Cloner:
 
     def _give_attributes(self, model, clone):
         """Gives a copy what its author has set on a model that Keras builds."""
-        # On PyTorch, layers are among no `vars`.
-        for name in set(dir(model)) - set(dir(clone)) - _OF_COMPILE:
-            value = getattr(model, name)
-            if not name.startswith("_") and not graphs.has_tensors(value):
+        for name, value in _set_since(model, clone).items():
+            if not graphs.has_tensors(value):
                 value = tree.map_structure(self._attribute, value)
                 setattr(clone, name, value)
 
@@ -134,6 +132,25 @@ class Cloner:
             {**names, name: cls, **self._references.classes},
             safe_mode=False,
         )
+
+
+def _set_since(model, clone):
+    """The attributes that a copy of a model lacks, in the order of weights."""
+    # On PyTorch, layers are among no `vars`.
+    since = set(dir(model)) - set(dir(clone)) - _OF_COMPILE
+    values = {
+        name: getattr(model, name)
+        for name in dict.fromkeys([*vars(model), *dir(model)])
+        if name in since and not name.startswith("_")
+    }
+    inner = internals.layers_of(model, False, recursive=False)
+    order = {id(layer): number for number, layer in enumerate(inner)}
+
+    def position(name):
+        held = tree.flatten(values[name])
+        return next((order[id(x)] for x in held if id(x) in order), -1)
+
+    return {name: values[name] for name in sorted(values, key=position)}
 
 
 class _Stock(keras.layers.TimeDistributed):

@@ -92,9 +92,9 @@ def print_counts(reports, mutation):
     first = next(iter(reports.values()))
     checks = {c for r in reports.values() for _, c, *_ in r["outcomes"]["case"]}
     properties = {name for r in reports.values() for name in r["properties"]}
-    cases = len(first["names"]["case"])
+    names = first["names"]["case"]
     print(f"\nKeras's layers: {first['classes']} and {len(first['excluded'])}")
-    print(f"  excluded; {cases} cases with the composite ones")
+    print(f"  excluded; {len(names)} cases with the composite ones")
     print(f"Checks of cases: {len(checks)}")
     print(f"Properties (hypothesis): {len(properties)}")
     print("A case that is not run takes long: `nox -s slow` runs it.")

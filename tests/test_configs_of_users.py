@@ -303,6 +303,18 @@ def test_what_is_set_on_a_model_since(rng):
     assert_close(new.features(x), model.features(x))
 
 
+def test_what_is_set_since_is_in_its_order():
+    model = functional(Stock(layers.Dense(3)))
+    for name in "zebra", "lion", "ape", "gnu", "bear":
+        part = sequential(layers.Dense(2), shape=(4,), name=name)
+        setattr(model, name, [part] if name == "ape" else part)
+
+    new = keras_td.upgrade(model)
+
+    assert [x.name for x in new._layers] == [x.name for x in model._layers]
+    assert [v.path for v in new.weights] == [v.path for v in model.weights]
+
+
 def test_dtype_policies_that_are_in_no_config(rng):
     inner = [Nameless(4, dtype="mixed_bfloat16"), Nameless(4, dtype="float16")]
 
