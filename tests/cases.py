@@ -459,18 +459,19 @@ def each(cases):
     return pytest.mark.parametrize("case", [param(c) for c in cases])
 
 
-def each_in_turn(name, values, cases):
-    """Each case, with one of some values, which take turns."""
-    turns = zip(cases, itertools.cycle(values))
+def each_in_turn(names, ways, cases):
+    """Each case in one way, a `pytest.param` of `names`; ways take turns."""
+    turns = zip(cases, itertools.cycle(ways))
     return pytest.mark.parametrize(
-        ("case", name), [param(c, value) for c, value in turns]
+        f"case,{names}",
+        [param(c, *way.values, marks=way.marks) for c, way in turns],
     )
 
 
-def param(case, *values):
+def param(case, *values, marks=()):
     names = "-".join([case.name, *map(str, values)])
-    marks = [pytest.mark.slow] * case.slow
-    return pytest.param(case, *values, id=names, marks=marks)
+    slow = [pytest.mark.slow] * case.slow
+    return pytest.param(case, *values, id=names, marks=[*marks, *slow])
 
 
 each_case = each(CASES)

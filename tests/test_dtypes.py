@@ -109,7 +109,7 @@ class Inside(keras.Layer):
 @needs("training")
 @each_in_turn(
     "name",
-    POLICIES,
+    list(map(pytest.param, POLICIES)),
     [
         c
         for c in CASES

@@ -14,6 +14,7 @@ from case import one_or_all
 from case import with_leaves
 from cases import CASES
 from cases import each
+from cases import each_in_turn
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
 from reference import as_numpy
@@ -140,8 +141,7 @@ class Spread(keras.Layer):
 # PyTorch's trainer says so of a layer without any.
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable")
 @needs("training")
-@pytest.mark.parametrize("run_eagerly", [True, False])
-@each_random
+@each_in_turn("run_eagerly", [pytest.param(True), pytest.param(False)], RANDOM)
 @no_worse_than_plain
 def test_all_steps_draw_the_same_in_fit(case, run_eagerly, rng):
     arguments = still(case, rng)

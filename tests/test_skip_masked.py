@@ -103,7 +103,7 @@ def test_no_step_is_valid_and_all_are_zeros(case, rng):
 
 
 @of_searchsorted
-@each_in_turn("steps", [None, 2], SEPARATE)
+@each_in_turn("steps", [pytest.param(None), pytest.param(2)], SEPARATE)
 @no_worse_than_plain
 def test_valid_steps_are_as_alone_and_others_zeros(case, steps, rng):
     mask = MASKS["some valid" if steps else "one valid"]
@@ -125,8 +125,9 @@ def assert_as_alone(case, mask, rng, steps=None):
     assert_close(actual, zeros_at_masked(expected, mask))
 
 
+# A model takes long to compile.
 @of_searchsorted
-@each(SEPARATE)
+@each(SEPARATE[::2])
 @no_worse_than_plain
 def test_a_compiled_model_predicts_the_same(case, rng):
     args, kwargs = case.arrays(rng)
@@ -201,18 +202,17 @@ SEVERAL = [
 
 
 @needs("training")
-@pytest.mark.parametrize(
-    ("option", "how"),
+@each_in_turn(
+    "option,how",
     [
-        param("one call", "eager"),
         param("one call", "compiled"),
         param("1 step", "compiled"),
         param("1 step", "unknown sizes"),
         param("2 steps, remat", "eager"),
         param("2 steps, remat", "unknown sizes"),
     ],
+    SEVERAL * 2,
 )
-@each(SEVERAL)
 def test_fit_does_what_it_does_on_valid_steps(case, option, how, rng):
     arguments = case.arrays(rng)
     lead = (None, None) if how == "unknown sizes" else ()

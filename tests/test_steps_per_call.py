@@ -16,6 +16,7 @@ from case import with_leaves
 from cases import BY_NAME
 from cases import CASES
 from cases import each
+from cases import each_in_turn
 from custom import Rows
 from keras_td import TimeDistributed
 from limits import no_worse_than_plain
@@ -83,8 +84,8 @@ def test_a_compiled_model_predicts_what_one_call_gives(case, option, time, rng):
 
 
 @needs("training")
-@pytest.mark.parametrize(
-    ("option", "how"),
+@each_in_turn(
+    "option,how",
     [
         param("1 step", "eager"),
         param("1 step", "unknown time"),
@@ -94,8 +95,8 @@ def test_a_compiled_model_predicts_what_one_call_gives(case, option, time, rng):
         param("2 steps, remat", "compiled"),
         param("2 steps, remat", "unknown time"),
     ],
+    SOME[:5] * 2,
 )
-@each(SOME[:5])
 def test_fit_does_what_it_does_with_one_call(case, option, how, rng):
     arguments = case.arrays(rng, 2, TIME)
     x = one_or_all(leaves(arguments))
