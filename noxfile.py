@@ -122,12 +122,22 @@ def keras_hub(session, backend):
 
 
 @nox.session
-@nox.parametrize("backend", ["tensorflow"], ids=["tensorflow"])
+@each_backend
 def exports(session, backend):
-    """Export models, and compare what they give elsewhere."""
+    """Export models, and print which give elsewhere what they give here."""
     install(session, backend, f"exports-{backend}")
     use(session, backend)
-    session.run("pytest", "tests/test_exports.py", *session.posargs)
+    print_cells(session, "tests/test_exports.py")
+
+
+def print_cells(session, tests):
+    report = REPORTS / f"{session.name}.json"
+    # One process, as some of the tools print where xdist does.
+    args = session.posargs or ["-q"]
+    # A plugin that comes with these tools warns.
+    args = ["-p", "no:anyio", f"--report={report}", *args]
+    session.run("pytest", tests, *args)
+    session.run("python", "tests/table.py", str(report))
 
 
 @nox.session

@@ -43,15 +43,21 @@ def same_steps(x, y):
 def has_size(size):
     """Whether a size is a number now, or will be one of the run.
 
-    It is neither in a program that is exported for tensors of any size.
+    It is neither in a program that is exported for tensors of any size. In a
+    trace of PyTorch's (`torch.jit.trace`) it is a tensor with a value.
     """
-    return _is_known(size) or ops.is_tensor(size)
+    return _is_known(size) or (ops.is_tensor(size) and not has_values(size))
 
 
 def has_values(x):
-    """Whether a tensor is at hand, outside of any compiled function."""
+    """Whether a tensor is at hand, outside of any compiled or traced function.
+
+    In a trace of PyTorch's, the sizes of tensors are tensors.
+    """
+    if not all(map(_is_known, x.shape)):
+        return False
     try:
-        ops.convert_to_numpy(x[:0, :0])
+        ops.convert_to_numpy(x[(slice(0),) * len(x.shape)])
     except Exception:
         return False
     return True
@@ -240,5 +246,9 @@ def _product(batch, time):
 
 
 def _unless_one(a, b):
-    # A size that is unknown until run time may turn out to be 1.
-    return ops.where(ops.equal(a, 1), b, a) if ops.is_tensor(a) else a
+    if not ops.is_tensor(a):
+        return a
+    # A size that is unknown until run time may turn out to be 1, or 0. Where
+    # one of them is chosen by a condition, OpenVINO takes it for the number
+    # that it was in PyTorch's trace.
+    return ops.maximum(a, b) * ops.minimum(ops.minimum(a, b), 1)

@@ -36,6 +36,12 @@ def call_steps(call, layer, arguments, options):
         )
         return stepping.call_steps(call, layer, arguments, options)
     arguments = dataclasses.replace(arguments.align(), valid=valid)
+    if not (options.training or folding.has_size(arguments.time)):
+        # A program for any number of steps calls on all of them.
+        call = functools.partial(_call_on_all, call)
+        return stepping.call_steps(
+            call, layer, arguments, options._replace(skip_masked=False)
+        )
     if known is not None and not known.any():
         return _zeros(call, layer, arguments), []
     packed, options = _pack(layer, arguments, options, known is not None)
@@ -116,6 +122,14 @@ def _call_on_valid(call, arguments):
     packed = packing.only_valid(arguments.valid, at_least_one=True)
     inside = packed.pack(arguments)
     return packed.unpack(call(inside), inside, arguments)
+
+
+def _call_on_all(call, arguments):
+    zeros_at_masked = functools.partial(
+        folding.zeros_except_at, arguments.valid
+    )
+    results = call(arguments)
+    return tuple(trees.map_tensors(zeros_at_masked, n) for n in results)
 
 
 def _zeros(call, layer, arguments):

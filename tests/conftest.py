@@ -92,11 +92,14 @@ def not_here():
 
 
 class Report:
-    """Writes what came out of each check of each case and each model."""
+    """Writes what came out of each check of each case, model and cell.
+
+    A test of a cell records it, as its row and its column, and its check.
+    """
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        self.outcomes = {"case": [], "model": []}
+        self.outcomes = {"case": [], "model": [], "cell": []}
         self.properties = set()
         self.tests, self.failed = 0, []
 
@@ -109,6 +112,7 @@ class Report:
         known = dict(report.user_properties)
         check = report.nodeid.split("::")[-1].split("[")[0]
         check = check.removeprefix("test_").replace("_", " ")
+        check = known.get("check", check)
         if "property" in known:
             self.properties.add(check)
         reason = getattr(report, "wasxfail", "")

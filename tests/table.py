@@ -1,10 +1,12 @@
 """Prints which layers work on which backends, and which models upgrade.
 
     python tests/table.py FOLDER [SESSION...]
+    python tests/table.py REPORT
 
 The folder has the reports: files that `pytest --report` wrote, named after
 their sessions, as `tests(jax).json`, and `mutation.json`. It is an error where
-one of the named sessions has none.
+one of the named sessions has none. Of one report of cells, as that of
+`exports(jax)`, these are the table.
 """
 
 import collections
@@ -20,6 +22,7 @@ NOT_RUN = "not run"
 FIRST = {
     "case": "equals one call on the steps as samples",
     "model": "no stock layer is left and the model is what it was",
+    "cell": "one call",
 }
 # This begins the reason of each check that fails for the bare layer too.
 ALIKE = "The bare layer fails alike. "
@@ -34,6 +37,10 @@ class Notes:
     def number(self, note):
         return self.numbers.setdefault(note, len(self.numbers) + 1)
 
+    def print(self):
+        for note, number in self.numbers.items():
+            print(f"[{number}] {note}")
+
 
 def by_name(reports, kind):
     """Maps each case or model and each backend to what its checks ended in."""
@@ -47,7 +54,7 @@ def by_name(reports, kind):
     return found
 
 
-def cell(outcomes, first, notes):
+def cell(outcomes, first, notes, excluded="excluded"):
     if not outcomes:
         return NOT_RUN
     if any(outcome == "failed" for _, outcome, _ in outcomes):
@@ -61,7 +68,7 @@ def cell(outcomes, first, notes):
         for reason in checks
     }
     called = any(found[:2] == [first, "passed"] for found in outcomes)
-    word = "ok" if called else "excluded"
+    word = "ok" if called else excluded
     return " ".join([word, *(f"[{n}]" for n in sorted(limits))])
 
 
@@ -77,15 +84,37 @@ def print_table(reports, kind, excluded):
         number = notes.number(f"{reason} (all checks)")
         rows.append([name, *(f"excluded [{number}]" for _ in backends)])
 
-    header = [[kind, *backends], ["-" * 5 for _ in ["", *backends]]]
-    for row in header + rows:
-        print(f"| {' | '.join(row)} |")
+    print_rows([kind, *backends], rows)
     print(
         "\nok: each check passes, but for those in the notes, which name what"
     )
     print("Keras cannot do on that backend, without this layer either:\n")
-    for note, number in notes.numbers.items():
-        print(f"[{number}] {note}")
+    notes.print()
+
+
+def print_rows(header, rows):
+    for row in [header, ["-" * 5] * len(header), *rows]:
+        print(f"| {' | '.join(row)} |")
+
+
+def print_cells(report):
+    found, notes = collections.defaultdict(list), Notes()
+    for (row, column), *outcome in report["outcomes"]["cell"]:
+        found[row, column].append(outcome)
+    names = list(dict.fromkeys(row for row, _ in found))
+    columns = list(dict.fromkeys(column for _, column in found))
+    rows = [
+        [n, *(cell(found[n, c], FIRST["cell"], notes, "no") for c in columns)]
+        for n in names
+    ]
+    print(f"{versions_of(report)}:\n")
+    print_rows([report["backend"], *columns], rows)
+    print("\nok: with each option, but for those that a note names.\n")
+    notes.print()
+
+
+def versions_of(report):
+    return ", ".join(f"{k} {v}" for k, v in report["versions"].items())
 
 
 def print_counts(reports, mutation):
@@ -101,9 +130,9 @@ def print_counts(reports, mutation):
     for session, report in reports.items():
         cases = report["outcomes"]["case"]
         outcomes = collections.Counter(outcome for _, _, outcome, _ in cases)
-        versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
         print(
-            f"{session} on {report['date']}, {versions}: {report['tests']} "
+            f"{session} on {report['date']}, {versions_of(report)}: "
+            f"{report['tests']} "
             f"tests, {len(report['failed'])} failed; of the checks of cases "
             f"{outcomes['passed']} passed, {outcomes['limit']} are limits"
         )
@@ -121,6 +150,8 @@ def print_counts(reports, mutation):
 
 def main():
     folder = pathlib.Path(sys.argv[1])
+    if folder.is_file():
+        return print_cells(json.loads(folder.read_text()))
     reports = {
         path.stem: json.loads(path.read_text())
         for session in [*COLUMNS, *COUNTED]

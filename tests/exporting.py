@@ -1,0 +1,231 @@
+"""What a backend exports a model to, run as those who deploy it run it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from case import one_or_all
+from keras_td import TimeDistributed
+
+SIZES = [(2, 3), (5, 4), (1, 12), (3, 1), (4, 7)]
+
+
+def saved_model(model, folder, example):
+    import tensorflow as tf
+
+    model.export(folder, verbose=False)
+    loaded = tf.saved_model.load(folder)
+    return lambda arrays: loaded.serve(one_or_all(arrays)).numpy()
+
+
+def onnx(model, folder, example):
+    import onnxruntime
+
+    path = folder / "model.onnx"
+    model.export(path, format="onnx", verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options)
+    names = [x.name for x in session.get_inputs()]
+
+    def run(arrays):
+        [y] = session.run(None, dict(zip(names, arrays, strict=True)))
+        return y
+
+    return run
+
+
+def openvino(model, folder, example):
+    import openvino
+
+    path = f"{folder}/model.xml"
+    model.export(path, format="openvino", verbose=False)
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    program = openvino.compile_model(path, "CPU", config)
+    return lambda arrays: program(arrays)[0]
+
+
+def litert(model, folder, example):
+    import tensorflow as tf
+
+    path = folder / "model.tflite"
+    model.export(path, format="litert", verbose=False)
+    interpreter = tf.lite.Interpreter(str(path))
+    return functools.partial(interpret, interpreter)
+
+
+def interpret(interpreter, arrays):
+    inputs = interpreter.get_input_details()
+    inputs.sort(key=lambda x: x["name"])
+    for x, array in zip(inputs, arrays, strict=True):
+        interpreter.resize_tensor_input(x["index"], array.shape)
+    interpreter.allocate_tensors()
+    for x, array in zip(inputs, arrays, strict=True):
+        interpreter.set_tensor(x["index"], array)
+    interpreter.invoke()
+    [y] = interpreter.get_output_details()
+    return interpreter.get_tensor(y["index"])
+
+
+def litert_of_fixed_sizes(model, folder, example):
+    from ai_edge_litert.interpreter import Interpreter
+
+    path = f"{folder}/model.tflite"
+
+    def run(arrays):
+        signature = [
+            keras.InputSpec(shape=x.shape, dtype=x.dtype.name) for x in arrays
+        ]
+        if len(signature) > 1:
+            signature = [signature]
+        model.export(
+            path, format="litert", verbose=False, input_signature=signature
+        )
+        return interpret(Interpreter(path), arrays)
+
+    return run
+
+
+def dims(x):
+    import torch
+
+    b, t = torch.export.Dim("b", max=64), torch.export.Dim("t", max=64)
+    return {0: b, 1: t} if x.shape[1] != 1 else {0: b}
+
+
+def torch_format(model, folder, example):
+    import torch
+
+    path = folder / "model.pt2"
+    shapes = [dims(x) for x in model.inputs]
+    shapes = shapes[0] if len(shapes) == 1 else [(shapes,)]
+    model.export(path, format="torch", verbose=False, dynamic_shapes=shapes)
+    program = torch.export.load(path).module()
+    return lambda arrays: program(
+        one_or_all([torch.tensor(x) for x in arrays])
+    ).detach()
+
+
+def torch_export(model, folder, example):
+    import torch
+
+    def tensors(arrays):
+        return one_or_all([torch.tensor(x) for x in arrays])
+
+    x = tensors(example.draw(np.random.default_rng(0), 2, 3))
+    shapes = keras.tree.map_structure(dims, x)
+    program = torch.export.export(
+        model, (x,), dynamic_shapes=((shapes,),), strict=False
+    ).module()
+    return lambda arrays: program(tensors(arrays)).detach()
+
+
+def torch_trace(model, folder, example):
+    import torch
+
+    def tensors(arrays):
+        return one_or_all([torch.tensor(x) for x in arrays])
+
+    model.eval()
+    # Keras traces with one sample of one step.
+    x = tensors(example.draw(np.random.default_rng(0), 1, 1))
+    program = torch.jit.trace(model, (x,), check_trace=False)
+    return lambda arrays: program(tensors(arrays)).detach()
+
+
+def jax_export(model, folder, example):
+    import jax
+    from jax import export
+
+    weights = [v.value for v in model.trainable_variables]
+    others = [v.value for v in model.non_trainable_variables]
+
+    def predict(x):
+        return model.stateless_call(weights, others, x, training=False)[0]
+
+    b, t = export.symbolic_shape("b, t")
+
+    def symbol(x):
+        lead = (b, t) if x.shape[1] > 1 else (b, 1)
+        return jax.ShapeDtypeStruct((*lead, *x.shape[2:]), x.dtype)
+
+    x = one_or_all(example.draw(np.random.default_rng(0), 2, 3))
+    symbols = keras.tree.map_structure(symbol, x)
+    program = export.export(jax.jit(predict))(symbols)
+    return lambda arrays: program.call(one_or_all(arrays))
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format that models are exported to.
+
+    Args:
+        backends: From which backends.
+        export: Function of a model, a folder and the example that the model is
+            of. It returns what runs the exported program on a list of arrays.
+    """
+
+    backends: tuple[str, ...]
+    export: Callable
+
+
+FORMATS = {
+    "tf_saved_model": Format(("tensorflow", "jax"), saved_model),
+    "onnx": Format(("tensorflow", "jax", "torch"), onnx),
+    "openvino": Format(("tensorflow", "jax", "torch"), openvino),
+    "litert": Format(("tensorflow",), litert),
+    "litert, fixed sizes": Format(("torch",), litert_of_fixed_sizes),
+    "torch": Format(("torch",), torch_format),
+    "torch.export": Format(("torch",), torch_export),
+    "jax.export": Format(("jax",), jax_export),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What cannot be exported.
+
+    Args:
+        reason: Why.
+        models: With time folded by hand, too.
+        options: What these need cannot, and without them all can.
+    """
+
+    reason: str
+    models: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+RECURRENT = ("LSTM, then GRU",)
+LOOPS = ("steps_per_call", "share_randomness")
+OF_TRACES = Limit(
+    "Keras's RNN on PyTorch has the steps of the example", RECURRENT
+)
+LIMITS = {
+    ("tensorflow", "openvino"): Limit(
+        "OpenVINO converts no loop of TensorFlow's that collects outputs, as "
+        "that of Keras's RNN",
+        RECURRENT,
+        LOOPS,
+    ),
+    ("tensorflow", "litert"): Limit(
+        "LiteRT runs no loop over an unknown time that collects outputs, as "
+        "that of Keras's RNN; TensorFlow's own operations (Flex) are not in it",
+        RECURRENT,
+        LOOPS,
+    ),
+    ("torch", "onnx"): OF_TRACES,
+    ("torch", "openvino"): OF_TRACES,
+    ("torch", "torch"): OF_TRACES,
+    ("torch", "torch.export"): OF_TRACES,
+}
+
+
+def leave_options_out(model):
+    """Lets the wrappers of a model make one call, which needs no loop."""
+    wrappers = [x for x in model.layers if isinstance(x, TimeDistributed)]
+    for td in wrappers:
+        td.steps_per_call, td.share_randomness = None, False
