@@ -72,7 +72,9 @@ def shared_seeds(variables, values):
     @contextlib.contextmanager
     def sharing():
         for variable, seed in seeds:
-            variable.assign(seed)
+            # What is assigned to counts as changed.
+            if variable.value is not seed:
+                variable.assign(seed)
         with draws.replayed(), seeded():
             yield
 

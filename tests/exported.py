@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 
 import keras
@@ -39,7 +40,8 @@ class Folded(keras.Layer):
             ops.broadcast_to(x, (batch, time, *x.shape[2:])) for x in others
         ]
         inputs = tree.pack_sequence_as(inputs, [first, *others])
-        masks = {"mask": mask} if hasattr(mask, "shape") else {}
+        takes_mask = "mask" in inspect.signature(self.layer.call).parameters
+        masks = {"mask": mask} if takes_mask and mask is not None else {}
 
         def fold(x):
             return ops.reshape(x, (-1, *x.shape[2:]))
@@ -49,9 +51,10 @@ class Folded(keras.Layer):
         return ops.reshape(y, (-1, time, *y.shape[1:]))
 
     def compute_mask(self, inputs, mask=None):
-        if not hasattr(mask, "shape"):
-            return self.layer.compute_mask(inputs, None)
-        return ops.any(mask, axis=-1)
+        of_layer = self.layer.compute_mask(inputs, mask)
+        if of_layer is None and hasattr(mask, "shape"):
+            return ops.any(mask, axis=-1)
+        return of_layer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from case import one_or_all
+from exported import MODELS
 from keras_td import TimeDistributed
 
 SIZES = [(2, 3), (5, 4), (1, 12), (3, 1), (4, 7)]
@@ -200,9 +201,14 @@ class Limit:
 
 
 RECURRENT = ("LSTM, then GRU",)
+EVERY = tuple(MODELS)
 LOOPS = ("steps_per_call", "share_randomness")
 OF_TRACES = Limit(
     "Keras's RNN on PyTorch has the steps of the example", RECURRENT
+)
+SAME_TIME = Limit(
+    "Keras tells JAX that no two inputs have the same time",
+    ("mask as an input",),
 )
 LIMITS = {
     ("tensorflow", "openvino"): Limit(
@@ -217,8 +223,21 @@ LIMITS = {
         RECURRENT,
         LOOPS,
     ),
+    ("jax", "onnx"): Limit(
+        "jax2onnx reshapes to no product of two unknown sizes", EVERY
+    ),
+    ("jax", "openvino"): Limit(
+        "Keras exports from the JAX of today what OpenVINO does not convert "
+        "(`XlaCallModule`)",
+        EVERY,
+    ),
+    ("jax", "tf_saved_model"): SAME_TIME,
     ("torch", "onnx"): OF_TRACES,
     ("torch", "openvino"): OF_TRACES,
+    ("torch", "litert, fixed sizes"): Limit(
+        "litert-torch fails to convert Keras's Embedding with a mask",
+        ("hierarchical masks",),
+    ),
     ("torch", "torch"): OF_TRACES,
     ("torch", "torch.export"): OF_TRACES,
 }

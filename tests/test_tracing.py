@@ -59,6 +59,26 @@ def test_pytorch_exports_it_for_any_batch_and_time(name, option, rng):
     assert_exported(exporting.torch_export, name, option, rng)
 
 
+# PyTorch warns of functions of its own.
+@pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
+@each_option
+def test_what_pytorch_exports_for_fixed_sizes_can_be_lowered(option, rng):
+    torch = pytest.importorskip("torch", reason="The export is PyTorch's")
+    if keras.backend.backend() != "torch":
+        pytest.skip(reason="The export is PyTorch's")
+    example = MODELS["CNN"]
+    model = example.with_options(**{**MODES, **SKIPPED}[option])
+    [x] = example.draw(rng, 2, 5)
+
+    program = torch.export.export(model, (torch.tensor(x),), strict=False)
+    # As LiteRT does. PyTorch cannot where a call has assigned to a variable.
+    program = program.run_decompositions().module()
+
+    assert_close(
+        as_numpy(program(torch.tensor(x)).detach()), as_numpy(model(x))
+    )
+
+
 # PyTorch warns of each number that it notes, and of the trace itself.
 @pytest.mark.filterwarnings("ignore")
 @each_option
