@@ -90,6 +90,12 @@ def litert_of_fixed_sizes(model, folder, example):
     return run
 
 
+def tensors(arrays):
+    import torch
+
+    return one_or_all([torch.tensor(x) for x in arrays])
+
+
 def dims(x):
     import torch
 
@@ -105,16 +111,11 @@ def torch_format(model, folder, example):
     shapes = shapes[0] if len(shapes) == 1 else [(shapes,)]
     model.export(path, format="torch", verbose=False, dynamic_shapes=shapes)
     program = torch.export.load(path).module()
-    return lambda arrays: program(
-        one_or_all([torch.tensor(x) for x in arrays])
-    ).detach()
+    return lambda arrays: program(tensors(arrays)).detach()
 
 
 def torch_export(model, folder, example):
     import torch
-
-    def tensors(arrays):
-        return one_or_all([torch.tensor(x) for x in arrays])
 
     x = tensors(example.draw(np.random.default_rng(0), 2, 3))
     shapes = keras.tree.map_structure(dims, x)
@@ -126,9 +127,6 @@ def torch_export(model, folder, example):
 
 def torch_trace(model, folder, example):
     import torch
-
-    def tensors(arrays):
-        return one_or_all([torch.tensor(x) for x in arrays])
 
     model.eval()
     # Keras traces with one sample of one step.

@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime", reason="`nox -s exports` installs it")
 pytestmark = pytest.mark.filterwarnings("ignore")
 BACKEND = keras.backend.backend()
 HERE = [name for name, of in FORMATS.items() if BACKEND in of.backends]
-each_format = pytest.mark.parametrize("name_of_format", HERE)
+HERE_LIMITED = {of: limit for (b, of), limit in LIMITS.items() if b == BACKEND}
 
 
 def export_and_compare(model, example, name_of_format, rng, folder):
@@ -34,7 +34,7 @@ def export_and_compare(model, example, name_of_format, rng, folder):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@each_format
+@pytest.mark.parametrize("name_of_format", HERE)
 @pytest.mark.parametrize("name", MODELS)
 def test_an_export_gives_what_the_model_gives(
     name, name_of_format, option, rng, tmp_path, record_property
@@ -43,7 +43,7 @@ def test_an_export_gives_what_the_model_gives(
     record_property("check", option)
     example = MODELS[name]
     model = example.with_options(**OPTIONS[option])
-    limit = LIMITS.get((BACKEND, name_of_format))
+    limit = HERE_LIMITED.get(name_of_format)
     of_all = limit and name in limit.models
     if of_all or (limit and option in limit.options):
         with pytest.raises(Exception):  # noqa: B017, PT011
@@ -53,13 +53,9 @@ def test_an_export_gives_what_the_model_gives(
     export_and_compare(model, example, name_of_format, rng, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("backend", "name_of_format"), [key for key in LIMITS if BACKEND in key]
-)
-def test_a_limit_is_that_of_a_model_by_hand(
-    backend, name_of_format, rng, tmp_path
-):
-    for name in LIMITS[backend, name_of_format].models:
+@pytest.mark.parametrize("name_of_format", HERE_LIMITED)
+def test_a_limit_is_that_of_a_model_by_hand(name_of_format, rng, tmp_path):
+    for name in HERE_LIMITED[name_of_format].models:
         example = MODELS[name]
         with pytest.raises(Exception):  # noqa: B017, PT011
             export_and_compare(
@@ -67,14 +63,13 @@ def test_a_limit_is_that_of_a_model_by_hand(
             )
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@each_format
+@pytest.mark.parametrize(
+    ("name_of_format", "option"),
+    [(of, o) for of, limit in HERE_LIMITED.items() for o in limit.options],
+)
 def test_what_a_limit_stops_exports_without_the_option(
     name_of_format, option, rng, tmp_path
 ):
-    limit = LIMITS.get((BACKEND, name_of_format))
-    if not limit or option not in limit.options:
-        pytest.skip("There is no such limit")
     example = MODELS["dense"]
     model = example.with_options(**OPTIONS[option])
 
