@@ -69,6 +69,13 @@ def is_static(valid):
     return _places_of(folding.fold(valid)) is None
 
 
+def count(valid):
+    """How many steps are valid; how many there are, if shapes are static."""
+    rows = folding.fold(valid)
+    places = _places_of(rows)
+    return folding.sizes(rows if places is None else places)[0]
+
+
 def only_valid(valid, at_least_one=False):
     """Valid steps become the samples of a batch, with a time of 1.
 

@@ -36,8 +36,9 @@ def call_steps(call, layer, arguments, options):
         )
         return stepping.call_steps(call, layer, arguments, options)
     arguments = dataclasses.replace(arguments.align(), valid=valid)
-    if not (options.training or folding.has_size(arguments.time)):
-        # A program for any number of steps calls on all of them.
+    of_run = known is not None or folding.has_size(packing.count(valid))
+    if not (options.training or of_run):
+        # A program for any number of valid steps calls on all of them.
         call = functools.partial(_call_on_all, call)
         return stepping.call_steps(
             call, layer, arguments, options._replace(skip_masked=False)

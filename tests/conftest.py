@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 import functools
 import importlib
@@ -5,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+from importlib import metadata
 
 import keras
 import numpy as np
@@ -30,6 +32,9 @@ WARNINGS_OF_KERAS_3_16 = [
     # `quantize` does not count the layer that a wrapper holds.
     r"`model.quantize\(\)`.* 1 layer\(s\) were skipped",
 ]
+
+# What `nox -s exports` installs, as far as it is there.
+EXPORT_TOOLS = "jax2onnx litert-torch onnxruntime onnxscript openvino tf2onnx"
 
 
 def pytest_addoption(parser):
@@ -91,6 +96,14 @@ def not_here():
     }
 
 
+def versions_of_tools():
+    found = {}
+    for name in EXPORT_TOOLS.split():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 class Report:
     """Writes what came out of each check of each case, model and cell.
 
@@ -139,6 +152,7 @@ class Report:
                 "Python": platform.python_version(),
                 "Keras": keras.__version__,
                 backend: importlib.import_module(backend).__version__,
+                **versions_of_tools(),
             },
             "date": f"{datetime.date.today()}",
             "tests": self.tests,

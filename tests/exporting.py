@@ -11,7 +11,7 @@ from case import one_or_all
 from exported import MODELS
 from keras_td import TimeDistributed
 
-SIZES = [(2, 3), (5, 4), (1, 12), (3, 1), (4, 7)]
+SIZES = [(2, 3), (5, 4), (1, 12), (3, 1), (1, 1)]
 
 
 def saved_model(model, folder, example):
@@ -188,57 +188,78 @@ class Limit:
     """What cannot be exported.
 
     Args:
+        backend: From this backend.
+        format: To this format.
         reason: Why.
-        models: With time folded by hand, too.
-        options: What these need cannot, and without them all can.
+        models: Which models.
+        options: With which options, where it can be without. None are all,
+            and with time folded by hand, too.
     """
 
+    backend: str
+    format: str
     reason: str
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] = tuple(MODELS)
     options: tuple[str, ...] = ()
+
+    def holds(self, name_of_format, model, option):
+        return (
+            self.format == name_of_format
+            and model in self.models
+            and (not self.options or option in self.options)
+        )
 
 
 RECURRENT = ("LSTM, then GRU",)
-EVERY = tuple(MODELS)
+MASKED = ("hierarchical masks", "mask as an input")
 LOOPS = ("steps_per_call", "share_randomness")
-OF_TRACES = Limit(
-    "Keras's RNN on PyTorch has the steps of the example", RECURRENT
+NO_LOOP_IN_OPENVINO = (
+    "OpenVINO converts no loop of TensorFlow's that collects outputs, as that "
+    "of Keras's RNN"
 )
-SAME_TIME = Limit(
-    "Keras tells JAX that no two inputs have the same time",
-    ("mask as an input",),
+NO_LOOP_IN_LITERT = (
+    "LiteRT runs no loop over an unknown time that collects outputs, as that "
+    "of Keras's RNN; TensorFlow's own operations (Flex) are not in it"
 )
-LIMITS = {
-    ("tensorflow", "openvino"): Limit(
-        "OpenVINO converts no loop of TensorFlow's that collects outputs, as "
-        "that of Keras's RNN",
-        RECURRENT,
-        LOOPS,
+OF_TRACES = "Keras's RNN on PyTorch has the steps of the example"
+LIMITS = [
+    Limit("tensorflow", "openvino", NO_LOOP_IN_OPENVINO, RECURRENT),
+    Limit("tensorflow", "openvino", NO_LOOP_IN_OPENVINO, options=LOOPS),
+    Limit("tensorflow", "litert", NO_LOOP_IN_LITERT, RECURRENT),
+    Limit("tensorflow", "litert", NO_LOOP_IN_LITERT, options=LOOPS),
+    Limit(
+        "tensorflow",
+        "litert",
+        "LiteRT does not run Keras's `ops.nonzero`, as it unstacks int64",
+        MASKED,
+        ("skip_masked",),
     ),
-    ("tensorflow", "litert"): Limit(
-        "LiteRT runs no loop over an unknown time that collects outputs, as "
-        "that of Keras's RNN; TensorFlow's own operations (Flex) are not in it",
-        RECURRENT,
-        LOOPS,
+    Limit(
+        "jax", "onnx", "jax2onnx reshapes to no product of two unknown sizes"
     ),
-    ("jax", "onnx"): Limit(
-        "jax2onnx reshapes to no product of two unknown sizes", EVERY
-    ),
-    ("jax", "openvino"): Limit(
+    Limit(
+        "jax",
+        "openvino",
         "Keras exports from the JAX of today what OpenVINO does not convert "
         "(`XlaCallModule`)",
-        EVERY,
     ),
-    ("jax", "tf_saved_model"): SAME_TIME,
-    ("torch", "onnx"): OF_TRACES,
-    ("torch", "openvino"): OF_TRACES,
-    ("torch", "litert, fixed sizes"): Limit(
+    Limit(
+        "jax",
+        "tf_saved_model",
+        "Keras tells JAX that no two inputs have the same time",
+        ("mask as an input",),
+    ),
+    Limit("torch", "onnx", OF_TRACES, RECURRENT),
+    Limit("torch", "openvino", OF_TRACES, RECURRENT),
+    Limit(
+        "torch",
+        "litert, fixed sizes",
         "litert-torch fails to convert Keras's Embedding with a mask",
         ("hierarchical masks",),
     ),
-    ("torch", "torch"): OF_TRACES,
-    ("torch", "torch.export"): OF_TRACES,
-}
+    Limit("torch", "torch", OF_TRACES, RECURRENT),
+    Limit("torch", "torch.export", OF_TRACES, RECURRENT),
+]
 
 
 def leave_options_out(model):
@@ -246,3 +267,4 @@ def leave_options_out(model):
     wrappers = [x for x in model.layers if isinstance(x, TimeDistributed)]
     for td in wrappers:
         td.steps_per_call, td.share_randomness = None, False
+        td.skip_masked = False

@@ -109,8 +109,10 @@ def print_cells(report):
     ]
     print(f"{versions_of(report)}:\n")
     print_rows([report["backend"], *columns], rows)
-    print("\nok: with each option, but for those that a note names.\n")
+    print("\nok: with each option, but for those that a note names.")
+    print("no: with time folded by hand, without this layer, neither.\n")
     notes.print()
+    sys.exit(bool(report["failed"]))
 
 
 def versions_of(report):

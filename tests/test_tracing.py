@@ -17,7 +17,6 @@ from reference import as_numpy
 from reference import assert_close
 from reference import normal
 
-SIZES = [(2, 3), (5, 4), (1, 12), (3, 1), (1, 1)]
 SKIPPED = {"skip masked": {"skip_masked": True}}
 
 
@@ -45,7 +44,7 @@ def assert_exported(export, name, option, rng):
 
     program = export(model, None, example)
 
-    for batch, time in SIZES:
+    for batch, time in exporting.SIZES:
         arrays = example.draw(rng, batch, time)
         expected = model(one_or_all(arrays))
         assert_close(as_numpy(program(arrays)), as_numpy(expected))
@@ -62,21 +61,20 @@ def test_pytorch_exports_it_for_any_batch_and_time(name, option, rng):
 # PyTorch warns of functions of its own.
 @pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
 @each_option
-def test_what_pytorch_exports_for_fixed_sizes_can_be_lowered(option, rng):
+@pytest.mark.parametrize("name", ["CNN", "mask as an input"])
+def test_what_pytorch_exports_for_fixed_sizes_can_be_lowered(name, option, rng):
     torch = pytest.importorskip("torch", reason="The export is PyTorch's")
     if keras.backend.backend() != "torch":
         pytest.skip(reason="The export is PyTorch's")
-    example = MODELS["CNN"]
+    example = MODELS[name]
     model = example.with_options(**{**MODES, **SKIPPED}[option])
-    [x] = example.draw(rng, 2, 5)
+    x = exporting.tensors(example.draw(rng, 2, 5))
 
-    program = torch.export.export(model, (torch.tensor(x),), strict=False)
+    program = torch.export.export(model, (x,), strict=False)
     # As LiteRT does. PyTorch cannot where a call has assigned to a variable.
     program = program.run_decompositions().module()
 
-    assert_close(
-        as_numpy(program(torch.tensor(x)).detach()), as_numpy(model(x))
-    )
+    assert_close(as_numpy(program(x).detach()), as_numpy(model(x)))
 
 
 # PyTorch warns of each number that it notes, and of the trace itself.
