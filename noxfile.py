@@ -130,12 +130,21 @@ def exports(session, backend):
     print_cells(session, "tests/test_exports.py")
 
 
-def print_cells(session, tests):
+@nox.session
+@each_backend
+def distributed(session, backend):
+    """Train models on many devices, and print which are as on one."""
+    install(session, backend)
+    use(session, backend)
+    print_cells(session, "tests/test_distributed.py", "-m", "distributed")
+
+
+def print_cells(session, tests, *options):
     report = REPORTS / f"{session.name}.json"
     # One process, as some of the tools print where xdist does.
     args = session.posargs or ["-q"]
     # A plugin that comes with these tools warns.
-    args = ["-p", "no:anyio", f"--report={report}", *args]
+    args = ["-p", "no:anyio", f"--report={report}", *options, *args]
     # Where tests fail, the table tells which, and fails.
     session.run("pytest", tests, *args, success_codes=[0, 1])
     session.run("python", "tests/table.py", str(report))

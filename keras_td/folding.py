@@ -125,6 +125,12 @@ def align(x, batch, time):
     return _broadcast_to(x, (own_batch if same_batch else batch, time, *inner))
 
 
+def with_same_batch(tensors):
+    """Repeats the tensors of one sample at each of the others' samples."""
+    batch, *_ = _except_ones([sizes(x)[0] for x in tensors])
+    return [align(x, batch, sizes(x)[1]) for x in tensors]
+
+
 def fold(x):
     batch, time, *inner = sizes(x)
     # (batch, time, ...) -> (batch * time, ...)

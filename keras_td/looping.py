@@ -134,24 +134,32 @@ def _sequences(tensors, iterations, steps):
     """What the loop reads of tensors `(batch, time, ...)`.
 
     Returns:
-        Tuple of the tensor `(1, iterations, features)` that the loop goes
-        through, and of the function that gives the tensors of an iteration.
+        Tuple of the tensor `(1, iterations, batch, features)` that the loop
+        goes through, and of the function that gives an iteration's tensors.
     """
-    stacked = [folding.split_time(x, iterations, steps) for x in tensors]
     floats = [trees.has_dtype(x, "float") for x in tensors]
+    tensors = folding.with_same_batch(tensors)
+    stacked = [folding.split_time(x, iterations, steps) for x in tensors]
     read, indexed = trees.split(stacked, floats)
     specs = [(folding.sizes(x)[1:], x.dtype) for x in read]
-    read = [ops.reshape(x, (1, iterations, -1)) for x in read]
+    # The batch is an axis of its own, which devices may share.
+    batch = folding.sizes(stacked[0])[1]
+    read = [
+        ops.reshape(x, (1, iterations, batch, math.prod(inner)))
+        for x, ((_, *inner), _) in zip(read, specs, strict=True)
+    ]
     # The loop transposes again. With nothing in between, as for one tensor
     # alone, tf2onnx takes the two transpositions for inverse to one another.
-    nothing = ops.zeros((1, iterations, 1), read[0].dtype if read else None)
+    nothing = ops.zeros(
+        (1, iterations, batch, 1), read[0].dtype if read else None
+    )
     sequences = ops.concatenate([*read, nothing], axis=-1)
 
     def inputs_of(inputs, index):
         read, start = [], 0
         for shape, dtype in specs:
-            end = start + math.prod(shape)
-            x = ops.cast(inputs[0, start:end], dtype)
+            end = start + math.prod(shape[1:])
+            x = ops.cast(inputs[0, :, start:end], dtype)
             read.append(ops.reshape(x, shape))
             start = end
         at_index = [ops.take(x, index, axis=0) for x in indexed]

@@ -1,4 +1,4 @@
-"""Models to export, with this layer or with time folded by hand."""
+"""Models to export and to distribute, some with time folded by hand."""
 
 import dataclasses
 import functools
@@ -77,8 +77,8 @@ class Exported:
 
 
 def dense(wrap, time=None):
-    inputs = keras.Input((time, 5))
-    return keras.Model(inputs, wrap(layers.Dense(3))(inputs))
+    inputs = keras.Input((time, 6))
+    return keras.Model(inputs, wrap(layers.Dense(4))(inputs))
 
 
 def cnn(wrap, time=None):
@@ -95,21 +95,21 @@ def cnn(wrap, time=None):
 
 
 def recurrent(wrap, time=None):
-    inputs = keras.Input((time, 4, 5))
-    return keras.Model(inputs, layers.GRU(2)(wrap(layers.LSTM(3))(inputs)))
+    inputs = keras.Input((time, 4, 6))
+    return keras.Model(inputs, layers.GRU(2)(wrap(layers.LSTM(4))(inputs)))
 
 
 def words(wrap, time=None):
     inputs = keras.Input((time, 4), dtype="int32")
-    x = wrap(layers.Embedding(9, 3, mask_zero=True))(inputs)
-    x = wrap(layers.Dense(3))(x)
+    x = wrap(layers.Embedding(9, 4, mask_zero=True))(inputs)
+    x = wrap(layers.Dense(4))(x)
     x = wrap(layers.GlobalAveragePooling1D())(x)
     return keras.Model(inputs, layers.GlobalAveragePooling1D()(x))
 
 
 def masked(wrap, time=None):
-    inputs, mask = keras.Input((time, 5)), keras.Input((time,), dtype="bool")
-    x = wrap(layers.Dense(3))(inputs, mask=mask)
+    inputs, mask = keras.Input((time, 6)), keras.Input((time,), dtype="bool")
+    x = wrap(layers.Dense(4))(inputs, mask=mask)
     outputs = layers.GlobalAveragePooling1D()(x, mask=mask)
     return keras.Model([inputs, mask], outputs)
 
@@ -146,7 +146,7 @@ def draw_words(rng, batch, time):
 
 def draw_masked(rng, batch, time):
     mask = np.arange(time) < rng.integers(1, time + 1, (batch, 1))
-    return [normal(rng, batch, time, 5), mask]
+    return [normal(rng, batch, time, 6), mask]
 
 
 def draw_user_and_items(rng, batch, time):
@@ -154,9 +154,9 @@ def draw_user_and_items(rng, batch, time):
 
 
 MODELS = {
-    "dense": Exported(dense, floats(5)),
+    "dense": Exported(dense, floats(6)),
     "CNN": Exported(cnn, floats(8, 8, 3)),
-    "LSTM, then GRU": Exported(recurrent, floats(4, 5)),
+    "LSTM, then GRU": Exported(recurrent, floats(4, 6)),
     "hierarchical masks": Exported(words, draw_words),
     "mask as an input": Exported(masked, draw_masked),
     "MobileNetV2": Exported(mobilenet, floats(32, 32, 3)),

@@ -11,7 +11,7 @@ from case import one_or_all
 from exported import MODELS
 from keras_td import TimeDistributed
 
-SIZES = [(2, 3), (5, 4), (1, 12), (3, 1), (1, 1)]
+SIZES = (2, 3), (5, 4), (1, 12), (3, 1), (1, 1)
 
 
 def saved_model(model, folder, example):
@@ -165,10 +165,12 @@ class Format:
         backends: From which backends.
         export: Function of a model, a folder and the example that the model is
             of. It returns what runs the exported program on a list of arrays.
+        sizes: The batches and times to run it on.
     """
 
     backends: tuple[str, ...]
     export: Callable
+    sizes: tuple = SIZES
 
 
 FORMATS = {
@@ -176,7 +178,12 @@ FORMATS = {
     "onnx": Format(("tensorflow", "jax", "torch"), onnx),
     "openvino": Format(("tensorflow", "jax", "torch"), openvino),
     "litert": Format(("tensorflow",), litert),
-    "litert, fixed sizes": Format(("torch",), litert_of_fixed_sizes),
+    "litert, fixed sizes": Format(
+        # It exports once for each.
+        ("torch",),
+        litert_of_fixed_sizes,
+        SIZES[:2],
+    ),
     "torch": Format(("torch",), torch_format),
     "torch.export": Format(("torch",), torch_export),
     "jax.export": Format(("jax",), jax_export),
@@ -191,6 +198,7 @@ class Limit:
         backend: From this backend.
         format: To this format.
         reason: Why.
+        message: A regular expression that what it raises matches.
         models: Which models.
         options: With which options, where it can be without. None are all,
             and with time folded by hand, too.
@@ -199,6 +207,7 @@ class Limit:
     backend: str
     format: str
     reason: str
+    message: str
     models: tuple[str, ...] = tuple(MODELS)
     options: tuple[str, ...] = ()
 
@@ -211,54 +220,72 @@ class Limit:
 
 
 RECURRENT = ("LSTM, then GRU",)
-MASKED = ("hierarchical masks", "mask as an input")
 LOOPS = ("steps_per_call", "share_randomness")
-NO_LOOP_IN_OPENVINO = (
+OPENVINO_LOOP = (
     "OpenVINO converts no loop of TensorFlow's that collects outputs, as that "
-    "of Keras's RNN"
+    "of Keras's RNN",
+    "TensorList",
 )
-NO_LOOP_IN_LITERT = (
+LITERT_LOOP = (
     "LiteRT runs no loop over an unknown time that collects outputs, as that "
-    "of Keras's RNN; TensorFlow's own operations (Flex) are not in it"
+    "of Keras's RNN; TensorFlow's own operations (Flex) are not in it",
+    "FlexTensorList|Fill dimensions",
 )
-OF_TRACES = "Keras's RNN on PyTorch has the steps of the example"
+TRACED_STEPS = "Keras's RNN on PyTorch has the steps of the example"
+OTHER_VALUES = "Not equal to tolerance"
 LIMITS = [
-    Limit("tensorflow", "openvino", NO_LOOP_IN_OPENVINO, RECURRENT),
-    Limit("tensorflow", "openvino", NO_LOOP_IN_OPENVINO, options=LOOPS),
-    Limit("tensorflow", "litert", NO_LOOP_IN_LITERT, RECURRENT),
-    Limit("tensorflow", "litert", NO_LOOP_IN_LITERT, options=LOOPS),
+    Limit("tensorflow", "openvino", *OPENVINO_LOOP, RECURRENT),
+    Limit("tensorflow", "openvino", *OPENVINO_LOOP, options=LOOPS),
+    Limit("tensorflow", "litert", *LITERT_LOOP, RECURRENT),
+    Limit("tensorflow", "litert", *LITERT_LOOP, options=LOOPS),
     Limit(
         "tensorflow",
         "litert",
         "LiteRT does not run Keras's `ops.nonzero`, as it unstacks int64",
-        MASKED,
+        "FlexUnpack",
+        ("mask as an input", "hierarchical masks"),
         ("skip_masked",),
     ),
     Limit(
-        "jax", "onnx", "jax2onnx reshapes to no product of two unknown sizes"
+        "jax",
+        "onnx",
+        "jax2onnx reshapes to no product of two unknown sizes",
+        "reshape with symbolic dimensions",
     ),
     Limit(
         "jax",
         "openvino",
-        "Keras exports from the JAX of today what OpenVINO does not convert "
-        "(`XlaCallModule`)",
+        "Keras exports from the JAX of today what OpenVINO does not convert",
+        "XlaCallModule",
     ),
     Limit(
         "jax",
         "tf_saved_model",
         "Keras tells JAX that no two inputs have the same time",
+        "Incompatible (shapes|types) for broadcasting",
         ("mask as an input",),
     ),
-    Limit("torch", "onnx", OF_TRACES, RECURRENT),
-    Limit("torch", "openvino", OF_TRACES, RECURRENT),
+    Limit("torch", "onnx", TRACED_STEPS, OTHER_VALUES, RECURRENT),
+    Limit("torch", "openvino", TRACED_STEPS, OTHER_VALUES, RECURRENT),
     Limit(
         "torch",
         "litert, fixed sizes",
         "litert-torch fails to convert Keras's Embedding with a mask",
+        "operand type mismatch|nonzero",
         ("hierarchical masks",),
     ),
-    Limit("torch", "torch", OF_TRACES, RECURRENT),
-    Limit("torch", "torch.export", OF_TRACES, RECURRENT),
+    Limit(
+        "torch",
+        "litert, fixed sizes",
+        "litert-torch converts no operation whose size depends on data",
+        "nonzero",
+        ("mask as an input",),
+        ("skip_masked",),
+    ),
+    Limit("torch", "torch", TRACED_STEPS, "Constraints violated", RECURRENT),
+    Limit(
+        "torch", "torch.export", TRACED_STEPS, "Constraints violated", RECURRENT
+    ),
 ]
 
 

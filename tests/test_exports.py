@@ -8,7 +8,6 @@ from exported import MODELS
 from exported import OPTIONS
 from exporting import FORMATS
 from exporting import LIMITS
-from exporting import SIZES
 from exporting import leave_options_out
 from reference import as_numpy
 from reference import assert_close
@@ -27,9 +26,10 @@ LIMITS_HERE = [limit for limit in LIMITS if limit.backend == BACKEND]
 def export_and_compare(model, example, name_of_format, rng, folder):
     model(one_or_all(example.draw(rng, 2, 3)))
 
-    run = FORMATS[name_of_format].export(model, folder, example)
+    of = FORMATS[name_of_format]
+    run = of.export(model, folder, example)
 
-    for batch, time in SIZES:
+    for batch, time in of.sizes:
         arrays = example.draw(rng, batch, time)
         y = as_numpy(run(arrays))
         assert_close(y, as_numpy(model(one_or_all(arrays))))
@@ -45,45 +45,37 @@ def test_an_export_gives_what_the_model_gives(
     record_property("check", option)
     example = MODELS[name]
     model = example.with_options(**OPTIONS[option])
-    limits = [x for x in LIMITS_HERE if x.holds(name_of_format, name, option)]
-    if limits:
-        with pytest.raises(Exception):  # noqa: B017, PT011
+    limits = (x for x in LIMITS_HERE if x.holds(name_of_format, name, option))
+    limit = next(limits, None)
+    if limit:
+        with pytest.raises(Exception, match=limit.message):
             export_and_compare(model, example, name_of_format, rng, tmp_path)
-        beginning = WITHOUT if limits[0].options else ALIKE
-        pytest.xfail(f"{beginning}{limits[0].reason}")
+        pytest.xfail(f"{WITHOUT if limit.options else ALIKE}{limit.reason}")
 
     export_and_compare(model, example, name_of_format, rng, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name_of_format", "name"),
-    [
-        (x.format, name)
-        for x in LIMITS_HERE
-        if not x.options
-        for name in x.models
-    ],
+    ("limit", "name"),
+    [(x, name) for x in LIMITS_HERE if not x.options for name in x.models],
 )
-def test_a_limit_is_that_of_a_model_by_hand(
-    name_of_format, name, rng, tmp_path
-):
+def test_a_limit_is_that_of_a_model_by_hand(limit, name, rng, tmp_path):
     example = MODELS[name]
-    with pytest.raises(Exception):  # noqa: B017, PT011
+    with pytest.raises(Exception, match=limit.message):
         export_and_compare(
-            example.by_hand(), example, name_of_format, rng, tmp_path
+            example.by_hand(), example, limit.format, rng, tmp_path
         )
 
 
 @pytest.mark.parametrize(
-    ("name_of_format", "name", "option"),
-    [(x.format, x.models[0], o) for x in LIMITS_HERE for o in x.options],
+    ("limit", "option"), [(x, o) for x in LIMITS_HERE for o in x.options]
 )
 def test_what_a_limit_stops_exports_without_the_option(
-    name_of_format, name, option, rng, tmp_path
+    limit, option, rng, tmp_path
 ):
-    example = MODELS[name]
+    example = MODELS[limit.models[0]]
     model = example.with_options(**OPTIONS[option])
 
     leave_options_out(model)
 
-    export_and_compare(model, example, name_of_format, rng, tmp_path)
+    export_and_compare(model, example, limit.format, rng, tmp_path)
