@@ -79,8 +79,7 @@ def count(valid):
 def only_valid(valid, at_least_one=False):
     """Valid steps become the samples of a batch, with a time of 1.
 
-    Where shapes must not depend on data, a valid step takes the place of each
-    that is not.
+    Where shapes must not depend on data, they are `in_place`.
 
     Args:
         valid: Which steps are valid.
@@ -91,9 +90,16 @@ def only_valid(valid, at_least_one=False):
     if at_least_one:
         called = ops.where(ops.any(rows), rows, ops.equal(numbers, 0))
     places = _places_of(called)
-    if places is not None:
-        sizes = folding.sizes(places)[0], 1
-        return Packing(valid, places, _ranks(rows), sizes, None)
+    if places is None:
+        return in_place(valid)
+    sizes = folding.sizes(places)[0], 1
+    return Packing(valid, places, _ranks(rows), sizes, None)
+
+
+def in_place(valid):
+    """Valid steps stay, and one of them takes the place of each other step."""
+    rows = folding.fold(valid)
+    numbers = ops.arange(folding.sizes(rows)[0])
     places = ops.where(rows, numbers, ops.argmax(rows))
     return Packing(valid, places, numbers, folding.sizes(valid), valid)
 

@@ -16,6 +16,7 @@ from keras_td import layer_kinds
 from keras_td import masking
 from keras_td import packing
 from keras_td import padding
+from keras_td import remat
 from keras_td import scopes
 from keras_td import stepping
 from keras_td import trees
@@ -118,9 +119,14 @@ def _call_on_valid(call, arguments):
     """Calls a layer on the valid steps of `Arguments` alone."""
     if arguments.is_symbolic:
         return call(arguments)
-    # Keras's condition on OpenVINO makes a call for nothing, too, in which
-    # pooling fails on a batch of none.
-    packed = packing.only_valid(arguments.valid, at_least_one=True)
+    if remat.in_loop.get():
+        # For gradients of a loop of TensorFlow's, XLA takes the batch of each
+        # iteration to have the size of the last one's.
+        packed = packing.in_place(arguments.valid)
+    else:
+        # Keras's condition on OpenVINO makes a call for nothing, too, in which
+        # pooling fails on a batch of none.
+        packed = packing.only_valid(arguments.valid, at_least_one=True)
     inside = packed.pack(arguments)
     return packed.unpack(call(inside), inside, arguments)
 
