@@ -231,6 +231,12 @@ LITERT_LOOP = (
     "of Keras's RNN; TensorFlow's own operations (Flex) are not in it",
     "FlexTensorList|Fill dimensions",
 )
+TWO_TIMES = (
+    "Keras tells JAX that no two inputs have the same time",
+    "Incompatible (shapes|types) for broadcasting",
+    ("mask as an input",),
+)
+ONE_TIME = tuple(name for name in MODELS if name != "mask as an input")
 TRACED_STEPS = "Keras's RNN on PyTorch has the steps of the example"
 OTHER_VALUES = "Not equal to tolerance"
 LIMITS = [
@@ -251,20 +257,18 @@ LIMITS = [
         "onnx",
         "jax2onnx reshapes to no product of two unknown sizes",
         "reshape with symbolic dimensions",
+        ONE_TIME,
     ),
     Limit(
         "jax",
         "openvino",
         "Keras exports from the JAX of today what OpenVINO does not convert",
         "XlaCallModule",
+        ONE_TIME,
     ),
-    Limit(
-        "jax",
-        "tf_saved_model",
-        "Keras tells JAX that no two inputs have the same time",
-        "Incompatible (shapes|types) for broadcasting",
-        ("mask as an input",),
-    ),
+    Limit("jax", "onnx", *TWO_TIMES),
+    Limit("jax", "openvino", *TWO_TIMES),
+    Limit("jax", "tf_saved_model", *TWO_TIMES),
     Limit("torch", "onnx", TRACED_STEPS, OTHER_VALUES, RECURRENT),
     Limit("torch", "openvino", TRACED_STEPS, OTHER_VALUES, RECURRENT),
     Limit(

@@ -116,7 +116,14 @@ def over_steps(layer, masked):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("option", list(map(param, OPTIONS)))
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    "transform",
+    [
+        # PyTorch compiles for seconds.
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "compile"))
+        for name in TRANSFORMS
+    ],
+)
 def test_a_transformed_call_gives_what_a_loop_gives(transform, option, rng):
     options = OPTIONS[option]
     if "remat" in options and transform in WITHOUT_REMAT:
@@ -132,3 +139,25 @@ def test_a_transformed_call_gives_what_a_loop_gives(transform, option, rng):
 
     expected = TRANSFORMS[transform](over_steps(layer, masked))(x)
     assert_close(actual, expected)
+
+
+# PyTorch warns of functions whose results are kept.
+@pytest.mark.filterwarnings("ignore:Dynamo detected:UserWarning")
+def test_pytorch_compiles_one_graph_for_all_lengths(rng):
+    if BACKEND != "torch":
+        pytest.skip(reason="The compiler is PyTorch's")
+    from torch import compile as compile_
+    from torch._dynamo.testing import CompileCounter
+
+    td = TimeDistributed(layers.Dense(3, "tanh"))
+    td.build((4, TIME, 5))
+    counter = CompileCounter()
+    # It is an error if the graph breaks.
+    compiled = compile_(td, backend=counter, fullgraph=True)
+
+    for time in [12, 7, 9, 5, 11]:
+        x = ops.convert_to_tensor(normal(rng, 4, time, 5))
+        assert_close(compiled(x), td(x))
+
+    # The second length makes it a variable.
+    assert counter.frame_count == 2
