@@ -161,3 +161,25 @@ def test_pytorch_compiles_one_graph_for_all_lengths(rng):
 
     # The second length makes it a variable.
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("option", ["one call", "3 steps", "skip masked"])
+def test_gradients_of_an_embedding_stay_sparse(option, compiled, rng):
+    if BACKEND != "tensorflow":
+        pytest.skip(reason="Keras has sparse gradients on TensorFlow alone")
+    import tensorflow as tf
+
+    td = TimeDistributed(layers.Embedding(9, 3), **OPTIONS[option])
+    td.build((4, TIME, 6))
+    mask = {"mask": MASK} if "skip_masked" in OPTIONS[option] else {}
+
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            y = ops.sum(ops.square(td(x, **mask)))
+        return tape.gradient(y, td.trainable_variables)
+
+    ids = tf.constant(rng.integers(0, 9, (4, TIME, 6)), "int32")
+    [actual] = (tf.function(gradients) if compiled else gradients)(ids)
+
+    assert isinstance(actual, tf.IndexedSlices)
