@@ -68,7 +68,7 @@ def test_a_limit_is_that_of_a_model_by_hand(engine, name):
 @pytest.mark.parametrize("name", MODELS)
 def test_devices_move_no_more_than_by_hand(name, option):
     if BACKEND != "jax":
-        pytest.skip(reason="JAX tells")
+        pytest.skip(reason="The program that is read is of XLA, on JAX")
     by_hand = count_gathers(name, BY_HAND, data_parallel)
 
     assert count_gathers(name, option, data_parallel) <= by_hand
@@ -77,7 +77,7 @@ def test_devices_move_no_more_than_by_hand(name, option):
 @pytest.mark.parametrize("name", MODELS)
 def test_devices_that_share_units_move_no_more_than_by_hand(name):
     if BACKEND != "jax":
-        pytest.skip(reason="JAX tells")
+        pytest.skip(reason="The program that is read is of XLA, on JAX")
     by_hand = count_gathers(name, BY_HAND, model_parallel)
 
     assert count_gathers(name, "one call", model_parallel) <= by_hand
