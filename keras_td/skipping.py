@@ -37,8 +37,11 @@ def call_steps(call, layer, arguments, options):
         )
         return stepping.call_steps(call, layer, arguments, options)
     arguments = dataclasses.replace(arguments.align(), valid=valid)
-    of_run = known is not None or folding.has_size(packing.count(valid))
-    if not (options.training or of_run):
+    if not (
+        options.training
+        or known is not None
+        or folding.has_size(packing.count(valid))
+    ):
         # A program for any number of valid steps calls on all of them.
         call = functools.partial(_call_on_all, call)
         return stepping.call_steps(

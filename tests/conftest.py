@@ -34,7 +34,14 @@ WARNINGS_OF_KERAS_3_16 = [
 ]
 
 # What `nox -s exports` installs, as far as it is there.
-EXPORT_TOOLS = "jax2onnx litert-torch onnxruntime onnxscript openvino tf2onnx"
+EXPORT_TOOLS = (
+    "jax2onnx",
+    "litert-torch",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "tf2onnx",
+)
 
 
 def pytest_addoption(parser):
@@ -98,7 +105,7 @@ def not_here():
 
 def versions_of_tools():
     found = {}
-    for name in EXPORT_TOOLS.split():
+    for name in EXPORT_TOOLS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -64,6 +64,7 @@ def build(name, option):
     return MODELS[name].with_options(**OPTIONS[option])
 
 
+@functools.cache
 def draw(name):
     """Draws the inputs of a model and its targets."""
     rng = np.random.default_rng(0)
@@ -72,6 +73,7 @@ def draw(name):
     return inputs, rng.normal(size=targets).astype("float32")
 
 
+@functools.cache
 def fit(name, option, scope=contextlib.nullcontext):
     """Trains a model in a scope, and returns its weights."""
     inputs, targets = draw(name)
@@ -127,7 +129,8 @@ def _model_parallel():
     )
 
 
-def count_gathers(name, option, scope):
+@functools.cache
+def count_moves(name, option, scope):
     """Counts the operations of a step of training that move activations.
 
     Those that add up gradients or statistics are not among them.

@@ -2,16 +2,16 @@
 
 import keras
 import pytest
+
 from distributing import BY_HAND
 from distributing import ENGINES
 from distributing import LIMITS
 from distributing import MODELS
-from distributing import count_gathers
+from distributing import count_moves
 from distributing import data_parallel
 from distributing import fit
 from distributing import model_parallel
 from distributing import split_cpu
-
 from exported import OPTIONS
 from reference import assert_close
 from table import ALIKE
@@ -69,15 +69,15 @@ def test_a_limit_is_that_of_a_model_by_hand(engine, name):
 def test_devices_move_no_more_than_by_hand(name, option):
     if BACKEND != "jax":
         pytest.skip(reason="The program that is read is of XLA, on JAX")
-    by_hand = count_gathers(name, BY_HAND, data_parallel)
+    by_hand = count_moves(name, BY_HAND, data_parallel)
 
-    assert count_gathers(name, option, data_parallel) <= by_hand
+    assert count_moves(name, option, data_parallel) <= by_hand
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_devices_that_share_units_move_no_more_than_by_hand(name):
     if BACKEND != "jax":
         pytest.skip(reason="The program that is read is of XLA, on JAX")
-    by_hand = count_gathers(name, BY_HAND, model_parallel)
+    by_hand = count_moves(name, BY_HAND, model_parallel)
 
-    assert count_gathers(name, "one call", model_parallel) <= by_hand
+    assert count_moves(name, "one call", model_parallel) <= by_hand

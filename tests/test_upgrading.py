@@ -64,7 +64,7 @@ def inputs_of(model, shape, rng):
 
 def skip_if(model, what):
     if what in model.cannot:
-        pytest.skip(model.cannot[what])
+        pytest.skip(reason=model.cannot[what])
 
 
 def made(model, rng):
