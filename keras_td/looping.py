@@ -143,7 +143,7 @@ def _sequences(tensors, iterations, steps):
     read, indexed = trees.split(stacked, floats)
     specs = [(folding.sizes(x)[1:], x.dtype) for x in read]
     # The batch is an axis of its own, which devices may share.
-    batch = folding.sizes(stacked[0])[1]
+    batch = folding.sizes(stacked[0])[1] if stacked else 1
     read = [
         ops.reshape(x, (1, iterations, batch, math.prod(inner)))
         for x, ((_, *inner), _) in zip(read, specs, strict=True)
