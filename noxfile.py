@@ -30,7 +30,7 @@ XLA_FLAGS = (
 REPORTS = pathlib.Path("build", "table").resolve()
 WHEEL = f"keras_td-{PYPROJECT['project']['version']}-py3-none-any.whl"
 
-# Every environment holds one backend and is never given a second one.
+# Environments hold one backend, but for tools that come with a second one.
 each_backend = nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 each_inference = nox.parametrize("backend", INFERENCE, ids=INFERENCE)
 chosen = os.environ.get("KERAS_BACKEND") or "jax"
@@ -137,6 +137,15 @@ def distributed(session, backend):
     install(session, backend)
     use(session, backend)
     print_cells(session, "tests/test_distributed.py", "-m", "distributed")
+
+
+@nox.session
+@each_backend
+def pipelines(session, backend):
+    """Augment clips in `tf.data`, PyTorch's `DataLoader` and `grain`."""
+    install(session, backend, "pipelines")
+    use(session, backend)
+    session.run("pytest", "tests/test_pipelines.py", *session.posargs)
 
 
 def print_cells(session, tests, *options):

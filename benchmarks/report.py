@@ -7,10 +7,10 @@ import json
 import statistics
 
 import matplotlib.pyplot as plt
-import padding
 from matplotlib import ticker
 
 import bench
+import padding
 
 # All ratios stand there, and those of some in the README.
 ALL = bench.RESULTS / "ratios.md"

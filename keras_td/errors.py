@@ -5,6 +5,8 @@ import inspect
 import numbers
 
 import keras
+from keras import ops
+from keras import tree
 
 from keras_td import folding
 from keras_td import internals
@@ -95,6 +97,33 @@ def no_training_in_any_time(time):
         "that is exported for any number of time steps. Received: a time of "
         f"{time}. Expected: a number."
     )
+
+
+@contextlib.contextmanager
+def told_of_pipeline(nest):
+    """Tells why a backend cannot take tensors of another's graph."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if not any(map(_is_of_another_graph, tree.flatten(nest))):
+            raise
+        raise NotImplementedError(
+            f"On the {keras.backend.backend()} backend, `TimeDistributed` "
+            "cannot be traced for TensorFlow, as `tf.data` does. Call it in a "
+            "`tf.numpy_function` there: `tf.numpy_function(lambda x: "
+            "keras.ops.convert_to_numpy(layer(x, training=True)), [inputs], "
+            "tf.float32)`. Received: inputs that have no values yet."
+        ) from error
+
+
+def _is_of_another_graph(x):
+    if keras.backend.is_keras_tensor(x) or ops.is_tensor(x):
+        return False
+    try:
+        ops.convert_to_tensor(x)
+    except NotImplementedError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

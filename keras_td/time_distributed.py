@@ -147,10 +147,11 @@ class TimeDistributed(keras.layers.TimeDistributed):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = signatures.to_positional(self.call, args, kwargs)
-        if building.is_built(self.layer):
-            return super().__call__(inputs, *args, **kwargs)
-        with building.for_call(self, inputs, args, kwargs):
-            return super().__call__(inputs, *args, **kwargs)
+        with errors.told_of_pipeline((inputs, args, kwargs)):
+            if building.is_built(self.layer):
+                return super().__call__(inputs, *args, **kwargs)
+            with building.for_call(self, inputs, args, kwargs):
+                return super().__call__(inputs, *args, **kwargs)
 
     def build(self, input_shape: Any) -> None:
         if building.is_built(self.layer):
