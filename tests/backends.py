@@ -18,6 +18,8 @@ from keras import ops
 
 INFERENCE_ONLY = ("numpy", "openvino")
 ALL = (*INFERENCE_ONLY, "tensorflow", "jax", "torch")
+# On the others, compilers take most of the time, and some tests take turns.
+QUICK = keras.backend.backend() in ("torch", "numpy")
 KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
 
 

@@ -7,6 +7,7 @@ import pytest
 from keras import layers
 
 import custom
+from backends import QUICK
 from case import BACKEND
 from case import Case
 from keras_td import TimeDistributed
@@ -457,6 +458,11 @@ BY_NAME = {case.name: case for case in CASES}
 
 def each(cases):
     return pytest.mark.parametrize("case", [param(c) for c in cases])
+
+
+def one_in(number, cases, start=0):
+    """One in so many cases, or all where that is quick."""
+    return cases if QUICK else cases[start::number]
 
 
 def each_in_turn(names, ways, cases):

@@ -16,13 +16,17 @@ from keras import layers
 
 from backends import INFERENCE_ONLY
 from backends import KERAS
+from backends import QUICK
 from cases import ALL_CASES
 from cases import EXCLUDED
 from cases import has
 from stock_models import MODELS
 
 # The same examples wherever the tests run, however slowly they do.
-settings.register_profile("fixed", deadline=None, derandomize=True)
+examples = 100 if QUICK else 30
+settings.register_profile(
+    "fixed", deadline=None, derandomize=True, max_examples=examples
+)
 settings.load_profile("fixed")
 
 WARNINGS_OF_KERAS_3_16 = [

@@ -1,7 +1,10 @@
 """The ways in which the wrapped layer may be called."""
 
+import itertools
+
 import pytest
 
+from backends import QUICK
 from backends import needs
 
 TIME = 11
@@ -26,12 +29,26 @@ def options_named(names):
     return pytest.mark.parametrize("option", [param(name) for name in names])
 
 
-def param(option, *values, marks=()):
+def names_and_options(names, options):
+    """Each name with each option where that is quick; elsewhere in turn."""
+    both = itertools.product(names, options)
+    if not QUICK:
+        size = max(len(names), len(options))
+        cycles = itertools.cycle(names), itertools.cycle(options)
+        both = itertools.islice(zip(*cycles, strict=False), size)
+    return pytest.mark.parametrize(
+        ("option", "name"),
+        [param(o, n, id=f"{n}-{o}") for n, o in both],
+    )
+
+
+def param(option, *values, marks=(), id=None):
     of_remat = REMAT if "remat" in option else []
-    return pytest.param(option, *values, marks=[*of_remat, *marks])
+    return pytest.param(option, *values, marks=[*of_remat, *marks], id=id)
 
 
 each_option = options_named(SEVERAL_CALLS)
-# Where each takes long to compile.
-each_kind = options_named(["one call", "1 step", "2 steps, remat"])
+# One of each kind.
+KINDS = ["one call", "1 step", "2 steps, remat"]
+each_kind = options_named(KINDS)
 each_mode = options_named(MODES)

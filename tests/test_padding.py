@@ -12,8 +12,9 @@ from custom import Attention
 from custom import MaskedAttention
 from custom import norm
 from keras_td import TimeDistributed
+from modes import KINDS
 from modes import MODES
-from modes import each_kind
+from modes import names_and_options
 from reference import as_numpy
 from reference import assert_close
 from reference import gradients
@@ -164,8 +165,7 @@ def assert_alike(few, more):
 
 
 @needs("training")
-@each_kind
-@pytest.mark.parametrize("name", OF_WORDS)
+@names_and_options(OF_WORDS, KINDS)
 def test_padded_words_and_sentences_change_nothing(name, option, rng):
     x, words, padded, more_words = sentences(rng)
 
@@ -176,8 +176,7 @@ def test_padded_words_and_sentences_change_nothing(name, option, rng):
 
 
 @needs("training")
-@each_kind
-@pytest.mark.parametrize("name", OF_SENTENCES)
+@names_and_options(OF_SENTENCES, KINDS)
 def test_padded_sentences_change_nothing(name, option, rng):
     x, words, _, more_words = sentences(rng)
     valid, more_valid = words.any(axis=-1), more_words.any(axis=-1)

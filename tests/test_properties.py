@@ -17,6 +17,7 @@ from case import leaves
 from case import with_leaves
 from cases import CASES
 from cases import each
+from cases import one_in
 from keras_td import TimeDistributed
 from nests import nests_of
 from reference import as_numpy
@@ -109,7 +110,7 @@ def test_a_time_of_1_is_as_good_as_repetition(case, data, rng):
     assert_close(actual, expected)
 
 
-@each(ANY)
+@each(one_in(3, ANY))
 @few_examples
 @given(st.permutations(range(TIME)), rngs)
 def test_steps_in_another_order_are_outputs_in_that_order(case, order, rng):
@@ -126,7 +127,7 @@ def test_steps_in_another_order_are_outputs_in_that_order(case, order, rng):
     assert_close(tree.map_structure(as_numpy, actual), expected)
 
 
-@each(ANY)
+@each(one_in(3, ANY, 1))
 @few_examples
 @given(st.integers(1, TIME - 1), st.integers(0, 3), rngs)
 def test_a_longer_tail_changes_nothing_before_it(case, valid, tail, rng):
@@ -143,7 +144,7 @@ def test_a_longer_tail_changes_nothing_before_it(case, valid, tail, rng):
     assert_close(actual, expected)
 
 
-@each(ONE_INPUT)
+@each(one_in(3, ONE_INPUT, 2))
 @few_examples
 @given(st.integers(1, 3), st.integers(1, 3), rngs)
 def test_two_wrappers_equal_one_over_the_product(case, outer, inner, rng):

@@ -24,6 +24,7 @@ from cases import BY_NAME
 from cases import CASES
 from cases import each
 from cases import each_in_turn
+from cases import one_in
 from custom import Adds
 from custom import Rows
 from keras_td import TimeDistributed
@@ -127,7 +128,7 @@ def assert_as_alone(case, mask, rng, steps=None):
 
 # A model takes long to compile.
 @of_searchsorted
-@each(SEPARATE[::2])
+@each(one_in(2, SEPARATE))
 @no_worse_than_plain
 def test_a_compiled_model_predicts_the_same(case, rng):
     args, kwargs = case.arrays(rng)
@@ -145,7 +146,7 @@ def test_a_compiled_model_predicts_the_same(case, rng):
 
 
 @needs("training")
-@each([c for c in SEPARATE if c.differentiable])
+@each(one_in(2, [c for c in SEPARATE if c.differentiable]))
 @no_worse_than_plain
 def test_the_gradients_are_those_of_valid_steps(case, rng):
     training = not (case.random or case.mixes_samples)

@@ -4,6 +4,7 @@ import contextlib
 import random
 import threading
 import warnings
+from concurrent import futures
 from random import choice
 from random import uniform
 
@@ -18,8 +19,17 @@ from keras_td import TimeDistributed
 from modes import MODES
 from modes import options_named
 from reference import as_numpy
+from reference import assert_close
+from reference import normal
 
 SHARED = {"share_randomness": True}
+EACH_OPTION = [
+    {},
+    {"steps_per_call": 2},
+    {"remat": True},
+    SHARED,
+    {"skip_masked": True},
+]
 each_that_draws_again = options_named(
     ["shared randomness", "remat", "2 steps, remat"]
 )
@@ -225,6 +235,34 @@ def test_threads_may_share_a_layer():
     for values in one.results + two.results:
         assert_same_in_all_steps(values)
     assert dropout.seed_generator.get_config()["seed"] is None
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "openvino",
+    reason="A request of OpenVINO's, which Keras keeps, is for one thread",
+)
+@pytest.mark.parametrize("options", EACH_OPTION, ids=str)
+def test_eight_threads_predict_with_one_model(options, rng):
+    encoder = keras.Sequential([layers.Dense(6), layers.LSTM(3)])
+    inputs = keras.Input((None, 4, 5))
+    sentences = TimeDistributed(encoder, **options)(layers.Masking()(inputs))
+    model = keras.Model(inputs, layers.GRU(2)(sentences))
+    batches = [normal(rng, 3, 7, 4, 5) for _ in range(8)]
+    for i, x in enumerate(batches):
+        x[:, i:] = 0
+
+    def predict(x):
+        if keras.backend.backend() == "jax":
+            # With `predict`, Keras gives a thread's weights away to another.
+            return as_numpy(model(x, training=False))
+        return as_numpy(model.predict_on_batch(x))
+
+    alone = [predict(x) for x in batches]
+    with futures.ThreadPoolExecutor(8) as threads:
+        beside = list(threads.map(predict, batches))
+
+    for actual, expected in zip(beside, alone, strict=True):
+        assert_close(actual, expected)
 
 
 def test_python_remembers_of_what_it_has_warned():

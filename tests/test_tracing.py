@@ -12,6 +12,7 @@ from exported import MODELS
 from keras_td import TimeDistributed
 from modes import MODES
 from modes import each_mode
+from modes import names_and_options
 from modes import options_named
 from reference import as_numpy
 from reference import assert_close
@@ -31,16 +32,16 @@ def cnn():
     )
 
 
-each_option = options_named([*MODES, *SKIPPED])
-each_model = pytest.mark.parametrize(
-    "name", ["CNN", "mask as an input", "hierarchical masks", "user and items"]
-)
+OPTIONS = {**MODES, **SKIPPED}
+NAMES = ["CNN", "mask as an input", "hierarchical masks", "user and items"]
+each_option = options_named(OPTIONS)
+each_model = pytest.mark.parametrize("name", NAMES)
 
 
 def assert_exported(export, name, option, rng):
     """Asserts that what is exported gives what the model does for any sizes."""
     example = MODELS[name]
-    model = example.with_options(**{**MODES, **SKIPPED}[option])
+    model = example.with_options(**OPTIONS[option])
 
     program = export(model, None, example)
 
@@ -67,7 +68,7 @@ def test_what_pytorch_exports_for_fixed_sizes_can_be_lowered(name, option, rng):
     if keras.backend.backend() != "torch":
         pytest.skip(reason="The export is PyTorch's")
     example = MODELS[name]
-    model = example.with_options(**{**MODES, **SKIPPED}[option])
+    model = example.with_options(**OPTIONS[option])
     x = exporting.tensors(example.draw(rng, 2, 5))
 
     program = torch.export.export(model, (x,), strict=False)
@@ -87,8 +88,7 @@ def test_pytorch_traces_it_for_any_batch_and_time(name, option, rng):
     assert_exported(exporting.torch_trace, name, option, rng)
 
 
-@each_option
-@each_model
+@names_and_options(NAMES, OPTIONS)
 def test_jax_exports_it_for_any_batch_and_time(name, option, rng):
     if keras.backend.backend() != "jax":
         pytest.skip(reason="The export is JAX's")
