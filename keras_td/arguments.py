@@ -13,6 +13,7 @@ from keras_td import folding
 from keras_td import masking
 from keras_td import masks as masks_of
 from keras_td import signatures
+from keras_td import time_axis
 from keras_td import trees
 
 
@@ -86,7 +87,7 @@ class Arguments:
             return self
         if isinstance(self.time, int):
             steps = min(steps, self.time)
-        return self.map(functools.partial(folding.first_steps, steps=steps))
+        return self.map(functools.partial(time_axis.first_steps, steps=steps))
 
     def to_symbols(self):
         return self.map(trees.symbol)

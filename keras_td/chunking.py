@@ -10,6 +10,7 @@ from keras_td import folding
 from keras_td import looping
 from keras_td import losses
 from keras_td import stateless
+from keras_td import time_axis
 from keras_td import trees
 from keras_td.conditional import ConditionalCall
 from keras_td.stateless import Carry
@@ -69,7 +70,7 @@ class Chunks:
         sizes, iterations, of_iteration = self._sizes(time)
         if not sizes:
             # Of a call that nobody uses, a compiled program holds nothing.
-            first = folding.cut(self.moving, 0, self.steps)
+            first = time_axis.cut(self.moving, 0, self.steps)
             _, probed = self._run(carry, first, [[self.steps]])
             zeros = losses.zeros_like(probed.losses)
             start = dataclasses.replace(carry, losses=zeros)
@@ -77,15 +78,15 @@ class Chunks:
             return loop.run(start, self.moving, iterations, of_iteration)
         groups = [[size] for size in sizes] if self._one_by_one else [sizes]
         split = sum(sizes)
-        first = folding.cut(self.moving, 0, split)
+        first = time_axis.cut(self.moving, 0, split)
         outputs, once = self._run(carry, first, groups)
         if not iterations:
             return outputs, once
-        rest = folding.cut(self.moving, split, time)
+        rest = time_axis.cut(self.moving, split, time)
         later, last = self._loop(carry, once).run(
             once, rest, iterations, of_iteration
         )
-        return folding.join([outputs, later]), last
+        return time_axis.join([outputs, later]), last
 
     def _sizes(self, time):
         """How many steps each call sees.
@@ -117,19 +118,19 @@ class Chunks:
         ]
         calls = ops.maximum(-(-time // steps), 1)
         split = time - (calls - 1) * steps
-        first = folding.cut(moving, 0, split)
+        first = time_axis.cut(moving, 0, split)
         outputs, once = self._run(carry, first, [[split]])
         # A loop iterates at least once: where one call is enough, for nothing,
         # on copies of a step, as gradients of other values might be no
         # numbers.
         iterations = ops.maximum(calls - 1, 1)
         copies = (iterations - calls + 1) * steps
-        rest = [folding.pad_time(x[:, split:time], x, copies) for x in moving]
+        rest = [time_axis.pad(x[:, split:time], x, copies) for x in moving]
         later, last = self._loop(carry, once).run(
             once, rest, iterations, [steps]
         )
         later = trees.map_tensors(lambda y: y[:, copies:], later)
-        return folding.join([outputs, later]), _where(calls > 1, last, once)
+        return time_axis.join([outputs, later]), _where(calls > 1, last, once)
 
     def _run(self, carry, moving, groups):
         call = self.recompute(self.call) if self.recompute else self.call

@@ -11,8 +11,6 @@ import itertools
 import keras
 from keras import ops
 
-from keras_td import trees
-
 
 def sizes(x):
     """The sizes of all axes of `x`."""
@@ -122,7 +120,7 @@ def align(x, batch, time):
     if same_batch and (own_time is time or is_size(own_time, time)):
         return x
     # (1, 1, ...) -> (batch, time, ...)
-    return _broadcast_to(x, (own_batch if same_batch else batch, time, *inner))
+    return broadcast_to(x, (own_batch if same_batch else batch, time, *inner))
 
 
 def with_same_batch(tensors):
@@ -152,58 +150,6 @@ def unfold(x, like):
     return _reshape(x, (batch, time, *sizes(x)[1:]))
 
 
-def first_steps(x, steps):
-    if is_size(x.shape[1], 1):
-        return x
-    if keras.backend.is_keras_tensor(x):
-        return with_time(x, steps)
-    return x[:, :steps]
-
-
-def with_time(x, time):
-    """Gives `x` the shape that it has with so many time steps."""
-    first = x if keras.backend.is_keras_tensor(x) else x[:, :1]
-    return _broadcast_to(first, (sizes(x)[0], time, *sizes(x)[2:]))
-
-
-def pad_time(x, like, steps):
-    """Puts copies of the first step of `like`, or zeros, before `x`."""
-    inner = [(0, 0)] * (len(x.shape) - 2)
-    first = ops.pad(like, [(0, 0), (0, 1), *inner])[:, :1]
-    # (batch, 1, ...) -> (batch, steps, ...)
-    padding = _broadcast_to(first, (sizes(x)[0], steps, *sizes(x)[2:]))
-    return ops.concatenate([padding, x], axis=1)
-
-
-def cut(tensors, start, stop):
-    """Some of the steps of a list of tensors `(batch, time, ...)`."""
-    return [x[:, start:stop] for x in tensors]
-
-
-def join(nests):
-    """Puts the steps of nests of tensors `(batch, time, ...)` in a row."""
-    if len(nests) == 1:
-        return nests[0]
-    return trees.map_tensors(lambda *ys: ops.concatenate(ys, axis=1), *nests)
-
-
-def split_time(x, iterations, steps):
-    """Cuts the time of `x` into iterations, which come first."""
-    batch, _, *inner = sizes(x)
-    # (batch, time, ...) -> (batch, iterations, steps, ...)
-    x = ops.reshape(x, (batch, iterations, steps, *inner))
-    # (batch, iterations, steps, ...) -> (iterations, batch, steps, ...)
-    return ops.swapaxes(x, 0, 1)
-
-
-def merge_time(x):
-    iterations, batch, steps, *inner = sizes(x)[1:]
-    # (1, iterations, batch, steps, ...) -> (batch, iterations, steps, ...)
-    x = ops.swapaxes(x[0], 0, 1)
-    # (batch, iterations, steps, ...) -> (batch, time, ...)
-    return ops.reshape(x, (batch, iterations * steps, *inner))
-
-
 def expand(x, rank):
     """Gives `x` trailing axes of size 1."""
     return _reshape(x, (*sizes(x), *(1,) * (rank - len(x.shape))))
@@ -217,26 +163,26 @@ def zeros_except_at(steps, x):
 def repeat_along(rows, x):
     """Repeats a mask of rows along the second axis of `x`."""
     # (batch,) -> (batch, steps)
-    return _broadcast_to(expand(rows, 2), sizes(x)[:2])
+    return broadcast_to(expand(rows, 2), sizes(x)[:2])
 
 
 def repeat_row(x, like):
     """Repeats the one row of `x` for each row of `like`."""
     if not is_size(x.shape[0], 1):
         return x
-    return _broadcast_to(x, (sizes(like)[0], *sizes(x)[1:]))
+    return broadcast_to(x, (sizes(like)[0], *sizes(x)[1:]))
+
+
+def broadcast_to(x, shape):
+    if keras.backend.is_keras_tensor(x):
+        return keras.KerasTensor(shape, x.dtype)
+    return ops.broadcast_to(x, shape)
 
 
 def _reshape(x, shape):
     if keras.backend.is_keras_tensor(x):
         return keras.KerasTensor(shape, x.dtype, sparse=x.sparse)
     return ops.reshape(x, shape)
-
-
-def _broadcast_to(x, shape):
-    if keras.backend.is_keras_tensor(x):
-        return keras.KerasTensor(shape, x.dtype)
-    return ops.broadcast_to(x, shape)
 
 
 def _except_ones(sizes):

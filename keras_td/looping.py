@@ -9,8 +9,9 @@ from keras import ops
 
 from keras_td import folding
 from keras_td import internals
-from keras_td import remat
+from keras_td import scopes
 from keras_td import stateless
+from keras_td import time_axis
 from keras_td import trees
 from keras_td.stateless import Carry
 
@@ -44,7 +45,7 @@ class Loop:
         states = body.states_of(carry, changing, ops.zeros((), "int32"))
         _, outputs, states = internals.loop_over_time(body, sequences, states)
         # (1, iterations, batch, steps, ...) -> (batch, time, ...)
-        outputs = map(folding.merge_time, outputs)
+        outputs = map(time_axis.merge, outputs)
         outputs = trees.pack_tensors(body.structure, outputs)
         return outputs, body.carry_of(states)
 
@@ -73,7 +74,7 @@ class _Body:
 
     def call(self, inputs, states):
         index, tokens, changing, sums = states
-        outside = remat.in_loop.set(True)
+        outside = scopes.in_loop.set(True)
         try:
             token, (outputs, changing, sums) = self.run(
                 *tokens or [None],
@@ -83,7 +84,7 @@ class _Body:
                 [changing, sums],
             )
         finally:
-            remat.in_loop.reset(outside)
+            scopes.in_loop.reset(outside)
         # Keras's loop on PyTorch fixes the size of the first axis of outputs.
         outputs = tuple(y[None] for y in outputs)
         return outputs, [index + 1, _as_list(token), changing, sums]
@@ -139,7 +140,7 @@ def _sequences(tensors, iterations, steps):
     """
     floats = [trees.has_dtype(x, "float") for x in tensors]
     tensors = folding.with_same_batch(tensors)
-    stacked = [folding.split_time(x, iterations, steps) for x in tensors]
+    stacked = [time_axis.split(x, iterations, steps) for x in tensors]
     read, indexed = trees.split(stacked, floats)
     specs = [(folding.sizes(x)[1:], x.dtype) for x in read]
     # The batch is an axis of its own, which devices may share.

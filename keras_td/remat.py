@@ -1,7 +1,6 @@
 """A call that is computed again in the backward pass, as by `keras.remat`."""
 
 import contextlib
-import contextvars
 import functools
 
 import keras
@@ -10,12 +9,8 @@ from keras import ops
 from keras_td import internals
 from keras_td import layer_kinds
 from keras_td import randomness
+from keras_td import scopes
 from keras_td import trees
-
-# Whether the body of a loop is traced.
-in_loop: contextvars.ContextVar = contextvars.ContextVar(
-    "in_loop", default=False
-)
 
 
 def values_for(layer, values):
@@ -59,7 +54,7 @@ class _Recomputed:
         self.call = call
         self.nests = nests
         flat = trees.flatten(nests)
-        if in_loop.get():
+        if scopes.in_loop.get():
             # There, TensorFlow finds no gradients of variables. Elsewhere it
             # does, and finds no others for a layer inside that is computed
             # again by itself.

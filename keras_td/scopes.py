@@ -1,5 +1,6 @@
 """What Keras does around a call, and how to leave it."""
 
+import contextvars
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -8,6 +9,11 @@ import keras
 
 from keras_td import internals
 from keras_td import threads
+
+# Whether the body of a loop is traced.
+in_loop: contextvars.ContextVar = contextvars.ContextVar(
+    "in_loop", default=False
+)
 
 
 class _WithoutAutocast(keras.Layer):

@@ -16,7 +16,6 @@ from keras_td import layer_kinds
 from keras_td import masking
 from keras_td import packing
 from keras_td import padding
-from keras_td import remat
 from keras_td import scopes
 from keras_td import stepping
 from keras_td import trees
@@ -122,7 +121,7 @@ def _call_on_valid(call, arguments):
     """Calls a layer on the valid steps of `Arguments` alone."""
     if arguments.is_symbolic:
         return call(arguments)
-    if remat.in_loop.get():
+    if scopes.in_loop.get():
         # For gradients of a loop of TensorFlow's, XLA takes the batch of each
         # iteration to have the size of the last one's.
         packed = packing.in_place(arguments.valid)

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_td import folding
 from keras_td import losses
+from keras_td import time_axis
 from keras_td import trees
 from keras_td.scopes import uncompiled
 from keras_td.variables import Scope
@@ -76,7 +76,7 @@ class StatelessCall:
                 stop = start + size
                 part = [
                     order_after(token, x)
-                    for x in folding.cut(moving, start, stop)
+                    for x in time_axis.cut(moving, start, stop)
                 ]
                 outputs, added = self._call_once(scope, fixed, part, size)
                 parts.append(outputs)
@@ -87,7 +87,7 @@ class StatelessCall:
             None if new is old else new
             for old, new in zip(before, after, strict=True)
         ]
-        return token, (folding.join(parts), updates, sums)
+        return token, (time_axis.join(parts), updates, sums)
 
     def _call_once(self, scope, fixed, moving, size):
         before = self._values(scope)
@@ -113,7 +113,7 @@ def run(call, fixed, carry, moving, groups):
     parts, start = [], 0
     for sizes in groups:
         stop = start + sum(sizes)
-        part = folding.cut(moving, start, stop)
+        part = time_axis.cut(moving, start, stop)
         token, results = call(carry.token, fixed, carry.values, part, sizes)
         outputs, updates, added = results
         values = [
@@ -123,7 +123,7 @@ def run(call, fixed, carry, moving, groups):
         carry = Carry(values, losses.add(carry.losses, added), token)
         parts.append(outputs)
         start = stop
-    return folding.join(parts), carry
+    return time_axis.join(parts), carry
 
 
 def order_after(token, x):

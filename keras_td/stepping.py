@@ -15,6 +15,7 @@ from keras_td import masking
 from keras_td import randomness
 from keras_td import remat
 from keras_td import scopes
+from keras_td import time_axis
 from keras_td import trees
 from keras_td import variables
 from keras_td.chunking import Chunks
@@ -69,7 +70,7 @@ def _infer(call, arguments, steps):
     outputs, output_masks = call(first)
     if steps is None:
         return outputs, output_masks
-    of_all = functools.partial(folding.with_time, time=arguments.time)
+    of_all = functools.partial(time_axis.with_time, time=arguments.time)
     output_masks = masking.restore_uncut(
         output_masks, first.masks, arguments.masks
     )

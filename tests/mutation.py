@@ -165,7 +165,7 @@ EXPLAINED = {
         "it saves memory",
     ),
     '"in_loop", default=True': FUNCTIONS,
-    "outside = remat.in_loop.set(False)": FUNCTIONS,
+    "outside = scopes.in_loop.set(False)": FUNCTIONS,
     "return ops.reshape(x, x.shape) if not _is_variable(x) else x": FUNCTIONS,
     **{
         f"for _ in range({number}):": DIGITS
