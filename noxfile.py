@@ -231,6 +231,8 @@ def demo(session, backend):
     session.run("python", "examples/read_digits.py", *session.posargs)
     session.run("python", "examples/augment_clips.py")
     session.run("python", "examples/read_documents.py")
+    session.run("python", "examples/export.py")
+    session.run("python", "examples/train_on_many_devices.py")
 
 
 @nox.session

@@ -157,6 +157,30 @@ def count_moves(name, option, scope):
     return len(re.findall(MOVES, program))
 
 
+def predict(name, option, axes):
+    """Predicts on JAX, with inputs of which devices share these axes."""
+    import jax
+    from jax.sharding import Mesh
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec
+
+    inputs, _ = draw(name)
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    shared = NamedSharding(mesh, PartitionSpec(*axes))
+    # A step that serves all others is on each device.
+    whole = NamedSharding(mesh, PartitionSpec())
+    inputs = [
+        jax.device_put(x, shared if x.shape[1] == TIME else whole)
+        for x in inputs
+    ]
+    model = build(name, option)
+    weights = [v.value for v in model.trainable_variables]
+    others = [v.value for v in model.non_trainable_variables]
+    call = jax.jit(functools.partial(model.stateless_call, training=False))
+    outputs, _ = call(weights, others, one_or_all(inputs))
+    return outputs
+
+
 @contextlib.contextmanager
 def mirrored():
     import tensorflow as tf

@@ -11,6 +11,7 @@ from distributing import count_moves
 from distributing import data_parallel
 from distributing import fit
 from distributing import model_parallel
+from distributing import predict
 from distributing import split_cpu
 from exported import OPTIONS
 from reference import assert_close
@@ -81,3 +82,14 @@ def test_devices_that_share_units_move_no_more_than_by_hand(name):
     by_hand = count_moves(name, BY_HAND, model_parallel)
 
     assert count_moves(name, "one call", model_parallel) <= by_hand
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_devices_may_share_the_time(name, option):
+    if BACKEND != "jax":
+        pytest.skip(reason="Inputs are shared so on JAX")
+
+    actual = predict(name, option, (None, "devices"))
+
+    assert_close(actual, predict(name, option, ()))
