@@ -98,7 +98,7 @@ def export(model, folder):
 def shapes_of_torch():
     from torch.export import Dim
 
-    return [{0: Dim("clips", max=1024), 1: Dim("time", max=1024)}]
+    return [{0: Dim("clips"), 1: Dim("time")}]
 
 
 def program_of_jax(model):

@@ -138,7 +138,7 @@ def fit_of_torch(model, devices, rank):
         mean = torch.zeros(())
         for x, y in zip(clips, change, strict=True):
             optimizer.zero_grad()
-            loss = torch.nn.functional.mse_loss(parallel(x), y)
+            loss = torch.nn.functional.mse_loss(parallel(x, training=True), y)
             loss.backward()
             optimizer.step()
             mean += loss.detach() / STEPS / devices

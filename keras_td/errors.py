@@ -112,7 +112,7 @@ def told_of_pipeline(nest):
             "cannot be traced for TensorFlow, as `tf.data` does. Call it in a "
             "`tf.numpy_function` there: `tf.numpy_function(lambda x: "
             "keras.ops.convert_to_numpy(layer(x, training=True)), [inputs], "
-            "tf.float32)`. Received: inputs that have no values yet."
+            "layer.compute_dtype)`. Received: inputs without values."
         ) from error
 
 
@@ -121,8 +121,8 @@ def _is_of_another_graph(x):
         return False
     try:
         ops.convert_to_tensor(x)
-    except NotImplementedError:
-        return True
+    except Exception as error:
+        return isinstance(error, NotImplementedError)
     return False
 
 

@@ -66,7 +66,7 @@ def shared_seeds(variables, values):
     seeds = [
         (variable, value)
         for variable, value in zip(variables, values, strict=True)
-        if _is_seed(variable)
+        if is_seed(variable)
     ]
 
     @contextlib.contextmanager
@@ -84,12 +84,12 @@ def shared_seeds(variables, values):
 def others_change(variables, updates):
     """Whether a call updates variables that are no seeds."""
     return any(
-        update is not None and not _is_seed(variable)
+        update is not None and not is_seed(variable)
         for variable, update in zip(variables, updates, strict=True)
     )
 
 
-def _is_seed(variable):
+def is_seed(variable):
     return variable.name == "seed_generator_state"
 
 

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_td import internals
+from keras_td import randomness
 from keras_td import trees
 from keras_td.scopes import without_autocast
 
@@ -77,17 +78,16 @@ def assign(variables, layer, old, new):
     if any(a and b for a, b in zip(changed, are_weights, strict=True)):
         _assign_weights.add(layer)
         raise CallAgainError
-    updates = [
-        (variable, value)
-        for variable, value, is_new in zip(variables, new, changed, strict=True)
-        if is_new
-    ]
-    without_autocast(_assign, updates)
+    updates = zip(variables, old, new, changed, strict=True)
+    without_autocast(_assign, [found for *found, is_new in updates if is_new])
 
 
 def _assign(updates):
-    for variable, value in updates:
-        variable.assign(value)
+    for variable, old, new in updates:
+        if randomness.is_seed(variable):
+            # Another thread may have drawn from it since, and not again.
+            new = variable.value + (new - old)
+        variable.assign(new)
 
 
 def _gradients_of(x, value):

@@ -234,3 +234,17 @@ def test_errors_show_the_arguments_of_a_user_alone():
         if line.lstrip().startswith("\N{BULLET}")
     ]
     assert shown == ["inputs", "args", "training", "mask", "kwargs"]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"mask": None}, {"training": None}, {"mode": "fast"}, {"mode": len}],
+    ids=str,
+)
+def test_an_error_of_the_layer_is_its_own(kwargs):
+    class Refuses(keras.Layer):
+        def call(self, inputs, mode=None, mask=None, training=None):
+            raise NotImplementedError("not yet")
+
+    with pytest.raises(NotImplementedError, match="not yet"):
+        TimeDistributed(Refuses())(ones(2, 3, 4), **kwargs)

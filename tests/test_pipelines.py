@@ -13,7 +13,6 @@ from pipelines import Augment
 from pipelines import as_numpy
 from pipelines import collate
 from pipelines import start_worker
-from reference import normal
 
 grain = pytest.importorskip("grain", reason="`nox -s pipelines` installs it")
 tf = pytest.importorskip("tensorflow")
@@ -139,15 +138,6 @@ def test_tf_data_traces_what_is_not_built(name, rng):
             traced(td, still(rng))
 
 
-def test_another_error_of_a_layer_is_its_own(rng):
-    class Refuses(keras.Layer):
-        def call(self, inputs):
-            raise NotImplementedError("not yet")
-
-    with pytest.raises(NotImplementedError, match="not yet"):
-        TimeDistributed(Refuses())(normal(rng, 2, 3, 4))
-
-
 @pytest.mark.parametrize("way", ["tf.data", "DataLoader"])
 def test_a_model_trains_on_what_a_pipeline_augments(way, rng):
     model = keras.Sequential(
@@ -191,5 +181,5 @@ def test_a_worker_that_makes_its_layer_draws_its_own_numbers(rng):
 def test_the_page_runs():
     names = run_blocks(PAGE)
 
-    for dataset in names["batches"], names["dataset"]:
+    for dataset in names["in_order"], names["dataset"]:
         assert frames_of(dataset).shape == (32, 8, 24, 24, 3)

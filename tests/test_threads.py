@@ -237,6 +237,36 @@ def test_threads_may_share_a_layer():
     assert dropout.seed_generator.get_config()["seed"] is None
 
 
+@needs("fresh dropout")
+@each_that_draws_again
+def test_no_draw_beside_a_call_is_drawn_again_after_it(option):
+    class Waits(keras.Layer):
+        def call(self, inputs):
+            if threading.current_thread() is not threading.main_thread():
+                entered.set()
+                leave.wait(timeout=30)
+            return inputs
+
+    entered, leave = threading.Event(), threading.Event()
+    model = keras.Sequential([layers.Dropout(0.5, seed=3), Waits()])
+    td = TimeDistributed(model, **MODES[option])
+    x = np.ones((2, 2, 40), "float32")
+
+    def draw():
+        return as_numpy(td(x, training=True)).tobytes()
+
+    draw()
+    thread = threading.Thread(target=draw)
+    thread.start()
+    entered.wait(timeout=30)
+    beside = [draw() for _ in range(3)]
+    leave.set()
+    thread.join()
+    after = [draw() for _ in range(3)]
+
+    assert len({*beside, *after}) == 6
+
+
 @pytest.mark.skipif(
     keras.backend.backend() == "openvino",
     reason="A request of OpenVINO's, which Keras keeps, is for one thread",
