@@ -7,7 +7,7 @@ format of its backend: a SavedModel of TensorFlow's, a program of `jax.export`
 or one of `torch.export`. Another process loads it and gets the same numbers. It
 imports neither this package nor Keras (TensorFlow itself may import Keras).
 
-    pip install keras_td jax scikit-learn
+    pip install keras_td jax flatbuffers scikit-learn
     python export.py
 
 Set `KERAS_BACKEND` to "torch" or "tensorflow" to run it on another backend.
