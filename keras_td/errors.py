@@ -99,21 +99,19 @@ def no_training_in_any_time(time):
     )
 
 
-@contextlib.contextmanager
-def told_of_pipeline(nest):
-    """Tells why a backend cannot take tensors of another's graph."""
-    try:
-        yield
-    except NotImplementedError as error:
-        if not any(map(_is_of_another_graph, tree.flatten(nest))):
-            raise
-        raise NotImplementedError(
-            f"On the {keras.backend.backend()} backend, `TimeDistributed` "
-            "cannot be traced for TensorFlow, as `tf.data` does. Call it in a "
-            "`tf.numpy_function` there: `tf.numpy_function(lambda x: "
-            "keras.ops.convert_to_numpy(layer(x, training=True)), [inputs], "
-            "layer.compute_dtype)`. Received: inputs without values."
-        ) from error
+def not_traced():
+    return NotImplementedError(
+        f"On the {keras.backend.backend()} backend, `TimeDistributed` cannot "
+        "be traced for TensorFlow, as `tf.data` does. Call it in a "
+        "`tf.numpy_function` there: `tf.numpy_function(lambda x: "
+        "keras.ops.convert_to_numpy(layer(x, training=True)), [inputs], "
+        "layer.compute_dtype)`. Received: inputs without values."
+    )
+
+
+def has_another_graph(nest):
+    """Whether a nest has tensors of a graph that is not of the backend."""
+    return any(map(_is_of_another_graph, tree.flatten(nest)))
 
 
 def _is_of_another_graph(x):

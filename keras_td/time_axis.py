@@ -25,10 +25,8 @@ def with_time(x, time):
 def pad(x, like, steps):
     """Puts copies of the first step of `like`, or zeros, before `x`."""
     inner = [(0, 0)] * (len(x.shape) - 2)
-    first = ops.pad(like, [(0, 0), (0, 1), *inner])[:, :1]
-    # (batch, 1, ...) -> (batch, steps, ...)
-    padding = folding.broadcast_to(first, (sizes(x)[0], steps, *sizes(x)[2:]))
-    return ops.concatenate([padding, x], axis=1)
+    like = ops.pad(like, [(0, 0), (0, 1), *inner])
+    return ops.concatenate([with_time(like, steps), x], axis=1)
 
 
 def cut(tensors, start, stop):

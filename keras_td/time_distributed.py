@@ -147,11 +147,15 @@ class TimeDistributed(keras.layers.TimeDistributed):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = signatures.to_positional(self.call, args, kwargs)
-        with errors.told_of_pipeline((inputs, args, kwargs)):
+        try:
             if building.is_built(self.layer):
                 return super().__call__(inputs, *args, **kwargs)
             with building.for_call(self, inputs, args, kwargs):
                 return super().__call__(inputs, *args, **kwargs)
+        except NotImplementedError as error:
+            if errors.has_another_graph((inputs, args, kwargs)):
+                raise errors.not_traced() from error
+            raise
 
     def build(self, input_shape: Any) -> None:
         if building.is_built(self.layer):

@@ -38,13 +38,13 @@ def names_and_options(names, options):
         both = itertools.islice(zip(*cycles, strict=False), size)
     return pytest.mark.parametrize(
         ("option", "name"),
-        [param(o, n, id=f"{n}-{o}") for n, o in both],
+        [param(o, n) for n, o in both],
     )
 
 
-def param(option, *values, marks=(), id=None):
+def param(option, *values, marks=()):
     of_remat = REMAT if "remat" in option else []
-    return pytest.param(option, *values, marks=[*of_remat, *marks], id=id)
+    return pytest.param(option, *values, marks=[*of_remat, *marks])
 
 
 each_option = options_named(SEVERAL_CALLS)

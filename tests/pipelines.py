@@ -1,13 +1,13 @@
 """What processes of a data loader have to import."""
 
 import dataclasses
-from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import layers
 
 from keras_td import TimeDistributed
+from reference import as_numpy
 
 
 @dataclasses.dataclass
@@ -15,26 +15,20 @@ class Augment:
     """Augments a batch of clips, or a list of clips."""
 
     layer: keras.Layer
-    stack: bool = False
 
     def __call__(self, clips):
-        x = np.stack(clips) if self.stack else clips
-        return as_numpy(self.layer(x, training=True))
+        return as_numpy(self.layer(np.stack(clips), training=True))
 
 
-augment: Callable
+augment: Augment
 
 
 def start_worker(_):
     """Gives a process a layer of its own."""
     global augment
     layer = layers.RandomBrightness(0.5, value_range=(0, 1))
-    augment = TimeDistributed(layer, share_randomness=True)
+    augment = Augment(TimeDistributed(layer, share_randomness=True))
 
 
 def collate(clips):
-    return as_numpy(augment(np.stack(clips), training=True))
-
-
-def as_numpy(x):
-    return keras.ops.convert_to_numpy(x)
+    return augment(clips)

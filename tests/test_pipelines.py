@@ -10,9 +10,9 @@ from keras import layers
 from keras_td import TimeDistributed
 from pages import run_blocks
 from pipelines import Augment
-from pipelines import as_numpy
 from pipelines import collate
 from pipelines import start_worker
+from reference import as_numpy
 
 grain = pytest.importorskip("grain", reason="`nox -s pipelines` installs it")
 tf = pytest.importorskip("tensorflow")
@@ -49,8 +49,7 @@ def traced(function, clips, **options):
 
 
 def in_loader(augment, clips, **options):
-    collate = Augment(augment, stack=True)
-    return data.DataLoader(clips, BATCH, collate_fn=collate, **options)
+    return data.DataLoader(clips, BATCH, collate_fn=Augment(augment), **options)
 
 
 def in_grain(augment, clips):
