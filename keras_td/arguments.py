@@ -70,8 +70,8 @@ class Arguments:
 
     def align(self):
         """Gives all tensors and masks the same batch and time."""
-        found = [x for nest in self.nests for x in trees.tensors(nest)]
-        if all(map(functools.partial(folding.same_steps, found[0]), found)):
+        first, *others = [x for n in self.nests for x in trees.tensors(n)]
+        if all(folding.same_steps(first, x) for x in others):
             return self
         batch, time = folding.common_sizes(named_tensors(self.tensors))
         return self.map(

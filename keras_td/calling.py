@@ -40,16 +40,24 @@ def call_folded(layer, options, arguments):
     ):
         outputs = layer(*args, **kwargs, **options)
     output_masks = masking.output_masks(outputs, seen, arguments.masks)
-    results = unfold((outputs, output_masks), arguments)
+    results = unfold((outputs, output_masks), arguments.first)
     if hides:
         zeros_except_at = functools.partial(folding.zeros_except_at, valid)
         results = tuple(trees.map_tensors(zeros_except_at, n) for n in results)
     return results
 
 
-def unfold(nests, arguments):
-    """Unfolds what a layer gives for folded `Arguments`."""
-    of_time = functools.partial(folding.unfold, like=arguments.first)
+def call_plainly(layer, inputs, training):
+    """Calls a layer once on a tensor without a mask."""
+    options = {} if training is None else {"training": training}
+    outputs = layer(folding.fold(inputs), **options)
+    [outputs] = unfold([outputs], inputs)
+    return outputs
+
+
+def unfold(nests, like):
+    """Unfolds what a layer gives for folded tensors."""
+    of_time = functools.partial(folding.unfold, like=like)
     return tuple(trees.map_tensors(of_time, nest) for nest in nests)
 
 

@@ -65,13 +65,10 @@ def check_options(steps_per_call, **switches):
 def check_dense(tensors):
     """Checks that tensors, by their names, have a value at each place."""
     for name, x in tensors.items():
-        sparse, ragged = (
-            kind in type(x).__name__ for kind in ("Sparse", "Ragged")
-        )
-        if sparse or ragged:
+        if not trees.is_dense(x):
             instead = (
                 "Convert it to a dense tensor"
-                if sparse
+                if "Sparse" in type(x).__name__
                 else "Pad it to a dense tensor, and pass a mask of its padding"
             )
             raise ValueError(

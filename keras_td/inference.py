@@ -29,7 +29,7 @@ def output_shapes(layer, dtype, input_shape, args, kwargs):
     except NotImplementedError:
         named = {n.removesuffix("_shape"): x for n, x in kwargs.items()}
         outputs = layer(*args, **named)
-    [outputs] = calling.unfold([outputs], arguments)
+    [outputs] = calling.unfold([outputs], arguments.first)
     return trees.shapes(outputs)
 
 
@@ -56,7 +56,7 @@ def masks(layer, inputs, mask, compute_output_shape):
         output_masks = masking.restore_originals(
             output_masks, seen, aligned.masks
         )
-    [output_masks] = calling.unfold([output_masks], aligned)
+    [output_masks] = calling.unfold([output_masks], aligned.first)
     try:
         outputs = symbols_of_shapes(compute_output_shape(trees.shapes(inputs)))
     except Exception:

@@ -55,6 +55,11 @@ class CallOptions(NamedTuple):
     parts: list[int] | None = None
 
     @property
+    def are_defaults(self):
+        """Whether the layer is called once, and no more is asked for."""
+        return not (self.steps or self.remat or self.skip_masked)
+
+    @property
     def in_parts(self):
         """Whether only the run tells which parts have a valid step."""
         return self.skip_masked and self.parts is not None

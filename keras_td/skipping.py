@@ -27,7 +27,9 @@ def call_steps(call, layer, arguments, options):
     The outputs of masked steps are zeros then.
     """
     arguments = padding.with_outer_validity(arguments)
-    valid = _valid_steps(layer, arguments) if options.skip_masked else None
+    if not options.skip_masked:
+        return stepping.call_steps(call, layer, arguments, options)
+    valid = _valid_steps(layer, arguments)
     known = None if valid is None else _values_of(valid)
     if valid is None or (known is not None and known.all()):
         options = options._replace(skip_masked=False)

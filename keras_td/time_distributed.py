@@ -15,6 +15,7 @@ from keras_td import inference
 from keras_td import internals
 from keras_td import layer_kinds
 from keras_td import legacy
+from keras_td import plain
 from keras_td import signatures
 from keras_td import skipping
 from keras_td.arguments import gather_call
@@ -146,6 +147,12 @@ class TimeDistributed(keras.layers.TimeDistributed):
             layer.trainable = False
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(self) is TimeDistributed and plain.is_prepared(
+            self, inputs, args, kwargs
+        ):
+            with keras.name_scope(self.name, caller=self):
+                # This is what `Layer.__call__` calls.
+                return super(keras.Layer, self).__call__(inputs, **kwargs)
         args, kwargs = signatures.to_positional(self.call, args, kwargs)
         try:
             if building.is_built(self.layer):
@@ -182,10 +189,16 @@ class TimeDistributed(keras.layers.TimeDistributed):
         args, training, mask = signatures.options_of_keras(
             args, training, mask, self.layer, self._overrides("call")
         )
-        arguments, others = gather_call(inputs, args, kwargs, training, mask)
-        # (batch, time, ...) -> (batch * time, ...), and back
-        call = functools.partial(calling.call_folded, self.layer, others)
         options = CallOptions.of(self, training)
+        # (batch, time, ...) -> (batch * time, ...), and back
+        if (
+            not (args or kwargs)
+            and mask is None
+            and plain.is_all_there_is(self.layer, inputs, options)
+        ):
+            return calling.call_plainly(self.layer, inputs, training)
+        arguments, others = gather_call(inputs, args, kwargs, training, mask)
+        call = functools.partial(calling.call_folded, self.layer, others)
         results, losses = skipping.call_steps(
             call, self.layer, arguments, options
         )

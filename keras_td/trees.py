@@ -11,6 +11,12 @@ def is_tensor(x):
     return hasattr(x, "shape")
 
 
+def is_dense(x):
+    """Whether a tensor has a value at each place."""
+    name = type(x).__name__
+    return not ("Sparse" in name or "Ragged" in name)
+
+
 def flatten(nest):
     # Most nests are one tensor, and trees are slow on some backends.
     if nest is None or is_tensor(nest):

@@ -53,6 +53,10 @@ def evaluate_with_a_loss_of_a_layer():
     model_of(dense).evaluate(ones(2, 5), ones(2, 4), verbose=0)
 
 
+def hook():
+    layers.Dense(4).register_forward_hook(print)
+
+
 def remat():
     keras.remat(ops.sin)
 
@@ -122,6 +126,12 @@ LIMITS = {
         INFERENCE_ONLY,
         evaluate_with_a_loss_of_a_layer,
         (AttributeError, RuntimeError),
+    ),
+    "hooks": Limit(
+        "its layers have no hooks",
+        tuple(backend for backend in ALL if backend != "torch"),
+        hook,
+        AttributeError,
     ),
     "remat": Limit(
         "Keras has it from 3.9 on",

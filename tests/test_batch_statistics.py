@@ -29,6 +29,20 @@ def test_a_batch_of_padding_alone_changes_no_statistics(option, rng):
     assert_close(normalization.get_weights(), before)
 
 
+@needs("training")
+def test_a_wrapper_inside_of_another_knows_the_padding(rng):
+    # (batch, documents, sentences, words)
+    x, mask = normal(rng, 2, 3, 4, 5), np.array([[1, 1, 0], [1, 0, 0]], bool)
+    of_documents, of_valid = norm(), norm()
+    td = TimeDistributed(keras.Sequential([TimeDistributed(of_documents)]))
+
+    for _ in range(2):
+        td(x, mask=mask, training=True)
+        of_valid(x[mask], training=True)
+
+    assert_close(of_documents.get_weights(), of_valid.get_weights())
+
+
 def test_outside_of_the_wrapper_a_layer_does_what_it_did(rng):
     x, mask = normal(rng, 4, 3), np.array([True, False, True, True])
     normalization, twin = norm(), norm()

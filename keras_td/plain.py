@@ -1,0 +1,63 @@
+"""Calls that need little: of a single tensor that has no mask.
+
+Where nothing is compiled, a small layer takes less time than what other calls
+need around it.
+"""
+
+import keras
+from keras import ops
+
+from keras_td import building
+from keras_td import internals
+from keras_td import layer_kinds
+from keras_td import masks as masks_of
+from keras_td import padding
+from keras_td import trees
+
+
+def is_prepared(wrapper, inputs, args, kwargs):
+    """Whether Keras's `Layer.__call__` of a wrapper would do nothing but call.
+
+    It converts arrays, checks inputs, builds, sets what variables are cast to,
+    hands masks on and adds losses. What it finds out of `training`, so does
+    that of the wrapped layer.
+    """
+    return (
+        not args
+        and kwargs.keys() <= {"training", "mask"}
+        and kwargs.get("mask") is None
+        and _is_bare_tensor(inputs)
+        and wrapper.built
+        and building.is_built(wrapper.layer)
+        and wrapper.input_spec is None
+        and wrapper.activity_regularizer is None
+        and not wrapper.autocast
+        and wrapper.compute_dtype == wrapper.variable_dtype
+        and keras.distribution.distribution() is None
+    )
+
+
+def is_all_there_is(layer, inputs, options):
+    """Whether a layer has to be called once, with nothing else to see to.
+
+    It is one of Keras's that holds no others, so it has neither a state nor
+    masks of its own.
+    """
+    return (
+        options.are_defaults
+        and _is_bare_tensor(inputs)
+        and layer_kinds.is_from(type(layer).call, "keras")
+        and not internals.layers_of(layer, include_self=False)
+        and not layer_kinds.makes_masks(layer)
+        and not padding.mixes_samples(layer)
+    )
+
+
+def _is_bare_tensor(x):
+    """Whether `x` is a dense tensor `(batch, time, ...)` without a mask."""
+    return (
+        ops.is_tensor(x)
+        and trees.is_dense(x)
+        and len(x.shape) > 1
+        and masks_of.get_masks(x) is None
+    )
