@@ -1,4 +1,4 @@
-"""Upgrades the file of a model: `python -m keras_td old.keras new.keras`."""
+"""Upgrades a model file: `python -m keras_td old.keras new.keras`."""
 
 import argparse
 import importlib
@@ -24,10 +24,10 @@ SIZE_OF_UNKNOWN_AXES = 8
 def parse(args):
     parser = argparse.ArgumentParser(
         "python -m keras_td",
-        description="Put keras_td.TimeDistributed in place of Keras's own in "
-        "the file of a model, and tell what changes in its numbers.",
+        description="Replace keras.layers.TimeDistributed in a model file with "
+        "keras_td.TimeDistributed, and report what changes numerically.",
     )
-    parser.add_argument("old", help="the .keras or .h5 file of the model")
+    parser.add_argument("old", help="the .keras or .h5 model file to read")
     parser.add_argument("new", help="the .keras file to write")
     parser.add_argument("--steps-per-call", type=int, metavar="K")
     for name in OPTIONS[1:]:
@@ -38,24 +38,24 @@ def parse(args):
         action="append",
         default=[],
         metavar="MODULE",
-        help="a module that registers classes or functions of the model",
+        help="a module that registers custom classes or functions of the model",
     )
     parser.add_argument(
         "--unsafe",
         action="store_true",
-        help="run the Python code of Lambda layers that is in the file",
+        help="run the Python code of Lambda layers in the file",
     )
     parser.add_argument(
         "--no-compile",
         action="store_true",
-        help="leave out the optimizer, the losses and the metrics of the model",
+        help="drop the optimizer, losses and metrics of the model",
     )
     args = parser.parse_args(args)
     new = pathlib.Path(args.new)
     if not os.path.isfile(args.old):
         parser.error(f"there is no file {args.old}")
     if new.suffix != ".keras" or not new.parent.is_dir():
-        parser.error(f"cannot write {new}: a .keras file in a folder is needed")
+        parser.error(f"{new} must be a .keras file in an existing folder")
     return args
 
 
@@ -76,13 +76,13 @@ def main(args=None):
     try:
         model = load()
     except TypeError:
-        # Keras reads no layer inside of its own from a file of Keras 2.
+        # From a Keras 2 file, Keras cannot read the layers that its own wraps.
         with replacing(**options):
             model = upgraded = load()
     else:
         upgraded = upgrade(model, **options)
     tell(model, upgraded)
-    # Some layers count what they predict.
+    # Saved first, as predicting changes the state of some layers.
     upgraded.save(args.new)
     if upgraded is not model:
         print(compared(model, upgraded))
@@ -98,7 +98,7 @@ def tell(model, upgraded):
             continue
         found += 1
         print(f"{path}: {type(td.layer).__name__}")
-        # Keras 2 has all time steps in its batch, too.
+        # Keras 2 folds time into the batch, too.
         changes = differences(stock, td) if model is not upgraded else []
         for sentence in changes:
             print(f"    {sentence}")
@@ -106,21 +106,21 @@ def tell(model, upgraded):
 
 
 def compared(model, upgraded):
-    """How predictions of two models on random inputs compare."""
+    """Describes how predictions of two models on random inputs differ."""
     known = keras.Function, keras.Sequential
     if not isinstance(model, known) or not model.built:
-        return "Predictions were not compared: the model tells no inputs."
+        return "Predictions were not compared: the model declares no inputs."
     try:
         inputs = random_inputs(model)
         ys = tree.flatten(model.predict(inputs, verbose=0))
     except Exception as error:
-        return f"Predictions were not compared, as Keras's raise: {error}"
+        return f"Predictions were not compared: the old model raises {error}"
     zs = tree.flatten(upgraded.predict(inputs, verbose=0))
     largest = max(
         abs(y.astype("float32") - z.astype("float32")).max(initial=0)
         for y, z in zip(ys, zs, strict=True)
     )
-    return f"Predictions on random inputs differ by {largest:.1e} at most."
+    return f"Predictions on random inputs differ by at most {largest:.1e}."
 
 
 def random_inputs(model):
@@ -153,5 +153,5 @@ if __name__ == "__main__":
         main()
     except (ImportError, TypeError, ValueError) as error:
         is_unknown = "Could not locate" in str(error)
-        hint = "\nImport classes of your own: `--import my_package`."
+        hint = "\nImport custom classes with `--import my_package`."
         sys.exit(f"{error}{hint if is_unknown else ''}")

@@ -19,17 +19,16 @@ from keras_td import trees
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What the wrapped layer is called with, at all time steps.
+    """The arguments of the wrapped layer, for all time steps.
 
     Args:
-        tensors: Dict of nests of tensors `(batch, time, ...)`, by the names of
-            arguments. `*args` are those by position after the inputs.
-        masks: Dict of nests of the masks attached to them. `mask` is one that
-            was given by name.
+        tensors: Dict of nests of tensors `(batch, time, ...)`, by argument
+            name. `*args` are the positional ones after the inputs.
+        masks: Dict of nests of the masks attached to them. `mask` is the one
+            passed by name.
         time: The number of time steps.
-        valid: Which steps are valid, `(batch, time)`, for a call of another
-            wrapper around this one, or for one that skips the others. `None`
-            is all.
+        valid: Which steps are valid, `(batch, time)`, for the call of an outer
+            wrapper, or for a call that skips the others. `None` means all.
         without_padding: Whether padded steps were left out, whatever the masks
             say.
     """
@@ -54,7 +53,7 @@ class Arguments:
         return [*self.tensors.values(), *self.masks.values(), self.valid]
 
     def with_nests(self, nests):
-        """Puts other nests in place of `nests`."""
+        """A copy with other `nests`."""
         count = len(self.tensors)
         *masks, valid = nests[count:]
         return dataclasses.replace(
@@ -93,26 +92,26 @@ class Arguments:
         return self.map(trees.symbol)
 
     def args_and_kwargs(self):
-        """The tensors as the arguments of a call."""
+        """The tensors as positional and keyword arguments of a call."""
         kwargs = dict(self.tensors)
         return (kwargs.pop("inputs"), *kwargs.pop("*args", ())), kwargs
 
     def all_masks(self):
-        """The masks of all tensors, of which one may have been given."""
+        """The masks of all tensors; a mask passed by name is the inputs'."""
         masks = {name: self.masks[name] for name in self.tensors}
         return {**masks, "inputs": self.masks.get("mask", masks["inputs"])}
 
     def step_mask(self):
-        """Which steps are no padding, `(batch, time)`, or `None`."""
+        """Which steps are not padding, `(batch, time)`, or `None`."""
         return self.align_mask(masking.step_mask(self.all_masks()["inputs"]))
 
     def align_mask(self, mask):
-        """A mask of all samples and steps, of one of fewer."""
+        """Broadcasts a mask to all samples and steps."""
         if mask is None:
             return None
         sizes = folding.common_sizes(named_tensors(self.tensors))
         aligned = folding.align(mask, *sizes)
-        # A symbolic one would have no place in the graph of its model.
+        # A broadcast symbolic mask would not be in the graph of its model.
         lost = aligned is not mask and self.is_symbolic
         return None if lost else aligned
 
@@ -121,7 +120,7 @@ def gather_call(inputs, args=(), kwargs=None, training=None, mask=None):
     """Gathers the tensors of a call, and its other arguments.
 
     Returns:
-        Tuple of the `Arguments`, and of a dict of the others.
+        Tuple of the `Arguments` and a dict of the other arguments.
     """
     args, kwargs, others = signatures.from_positional(args, kwargs or {})
     if training is not None:
@@ -133,14 +132,15 @@ def gather(inputs, args=(), kwargs=None, mask=None):
     """Gathers and checks the tensors of a call.
 
     Raises:
-        ValueError: if they are none that are wrapped, or masks do not fit.
+        ValueError: if a tensor or a mask has an unsupported type or shape.
     """
     tensors = {"inputs": inputs, **(kwargs or {})}
     if args:
         tensors["*args"] = args
     masks = {n: masks_of.get_masks(nest) for n, nest in tensors.items()}
     if is_symbolic(tensors):
-        # An array next to symbolic tensors has its value at run time only.
+        # Next to symbolic tensors, the value of an array counts only at run
+        # time.
         tensors = {n: trees.symbols(x) for n, x in tensors.items()}
     named = named_tensors(tensors)
     errors.check_dense(named)
@@ -149,7 +149,7 @@ def gather(inputs, args=(), kwargs=None, mask=None):
         given = masks_of.given(inputs, mask)
         attached = trees.flatten(masks["inputs"])
         pairs = zip(trees.flatten(given), attached, strict=True)
-        # Keras passes those that are attached.
+        # Keras also passes attached masks as `mask`.
         if any(a is not b for a, b in pairs):
             masks["mask"] = given
     for name, nest in masks.items():
@@ -166,7 +166,7 @@ def is_symbolic(tensors):
 
 
 def named_tensors(tensors):
-    """Tensors by the names that a user knows: `value`, `inputs[0]`."""
+    """Tensors by user-facing name: `value`, `inputs[0]`."""
     named = {}
     for name, nest in tensors.items():
         if trees.is_tensor(nest):
@@ -179,7 +179,7 @@ def named_tensors(tensors):
 
 
 def symbols_of_shapes(shape, dtype=None):
-    """Symbolic tensors of a nest of shapes."""
+    """Symbolic tensors for a nest of shapes."""
     return tree.map_shape_structure(
         lambda s: keras.KerasTensor(s, dtype=dtype),
         tree.map_structure(_as_sizes, shape),
@@ -187,8 +187,8 @@ def symbols_of_shapes(shape, dtype=None):
 
 
 def _as_sizes(x):
-    # Neither TensorFlow's shapes nor NumPy's integers are sizes to Keras. Those
-    # of a program that is exported for tensors of any size are unknown.
+    # Keras accepts neither TensorFlow shapes nor NumPy integers as sizes. Sizes
+    # in a program exported for any size are unknown.
     if isinstance(x, int):
         return x
     if hasattr(x, "__len__"):

@@ -1,6 +1,6 @@
 """Builds a wrapped layer before it is called, as Keras does.
 
-A model that is built in a call keeps the `training` of that call.
+A model that is built during a call keeps the `training` value of that call.
 """
 
 import contextlib
@@ -18,22 +18,24 @@ from keras_td import layer_kinds
 from keras_td import trees
 from keras_td.arguments import gather_call
 
-# The arguments that Keras passes to layers.
+# The arguments that Keras itself passes to layers.
 _OF_ALL_CALLS = {"training", "mask"}
-# Of each layer, the values of `training` that all in it are built for.
+# For each layer, the values of `training` that all its inner layers are built
+# for.
 _built_for: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-# The calls around, by the ids of the wrappers that they are of.
+# The enclosing calls, by the ids of their wrappers.
 _calls: contextvars.ContextVar = contextvars.ContextVar("calls")
 
 
 @contextlib.contextmanager
 def for_call(wrapper, inputs, args, kwargs):
-    """Lets `build` of a wrapper of ours know of the call that it is for."""
-    # A call that failed, or `build`, may have built the wrapper without that.
+    """Tells `build` of one of our wrappers about the call that it is for."""
+    # A failed call, or `build`, may have left the wrapper built but not its
+    # layer.
     if not wrapper._overrides("build"):
         wrapper.built = False
     if wrapper._overrides("call"):
-        # It may call the layer with others.
+        # It may call the layer with other arguments.
         args, kwargs = (), {}
     call = functools.partial(
         gather_call,
@@ -52,36 +54,36 @@ def for_call(wrapper, inputs, args, kwargs):
 
 
 def call_of(wrapper, input_shape):
-    """Gathers the arguments of the call around, or is `None`."""
+    """Function that gathers the enclosing call's arguments, or `None`."""
     call, shapes = _calls.get({}).get(id(wrapper), (None, None))
     return call if shapes in (None, input_shape) else None
 
 
 def is_built(layer):
-    """Whether a layer is built, and if it is a wrapper of ours, what is in it.
+    """Whether a layer is built, including the layer in one of our wrappers.
 
-    Keras takes a wrapper for built once its `build` was called.
+    Keras considers a wrapper built once its `build` was called.
     """
     return layer.built and (not _wraps(layer) or is_built(layer.layer))
 
 
 def _wraps(layer):
-    """Whether a layer is a wrapper of ours."""
+    """Whether a layer is one of our wrappers."""
     is_wrapper = isinstance(layer, keras.layers.TimeDistributed)
     return is_wrapper and hasattr(layer, "share_randomness")
 
 
 def build(layer, arguments, others):
-    """Builds a layer for a call, as far as can be told before it.
+    """Builds a layer for a call, as far as possible before that call.
 
     Args:
-        layer: The layer, which is not built.
+        layer: The layer, not yet built.
         arguments: The `Arguments` of the call.
-        others: Its other arguments, without `training`: a model that is built
-            in training would stay in it.
+        others: Its other arguments, without `training`: a model built in
+            training mode would stay in it.
     """
     if not layer_kinds.is_from(type(layer).__call__, "keras", "keras_td"):
-        # It may be called with others.
+        # It may pass other arguments.
         return
     others = {**layer_kinds.required_options(layer), **others}
     folded = arguments.to_symbols().align().fold()
@@ -90,7 +92,7 @@ def build(layer, arguments, others):
         _build_by_shapes(layer, args, kwargs, others)
         return
     if not _inner_layers_are_built(layer):
-        # What cannot be traced is built by its call.
+        # A layer that cannot be traced is built by its call.
         with contextlib.suppress(Exception), keras.name_scope(layer.name):
             keras.Operation.compute_output_spec(
                 layer, *args, **kwargs, **others
@@ -112,9 +114,9 @@ def _build_by_shapes(layer, args, kwargs, others):
 
 
 def is_built_by_inputs(layer):
-    """Whether a layer is built by the shape of its inputs, whatever its call.
+    """Whether a layer can be built from the shape of its inputs alone.
 
-    What else there is may change the shapes of what is inside.
+    Further arguments of a call may change the shapes inside.
     """
     if _wraps(layer):
         return is_built_by_inputs(layer.layer)
@@ -125,11 +127,11 @@ def is_built_by_inputs(layer):
 
 
 def build_inner_layers(layer, call, arguments, training):
-    """Builds the layers inside by a call that changes nothing.
+    """Builds the layers inside by a call without side effects.
 
-    It is a real one where it can be: what a layer keeps of its `build` is of no
-    use outside of a trace. (A stateful one builds in no scope.) Layers inside
-    may be called first where the layer trains.
+    The call is eager where possible: tensors that a layer keeps from a traced
+    `build` cannot be used outside that trace. (A stateful layer cannot be built
+    in a scope.) Some layers inside may be called only in training.
     """
     built_for = _built_for.setdefault(layer, set())
     if not isinstance(training, bool):  # a tensor may be either
@@ -141,12 +143,12 @@ def build_inner_layers(layer, call, arguments, training):
         return
     at_hand = folding.has_values(arguments.first)
     if at_hand and not layer_kinds.keeps_state(layer):
-        # Layers that change images do so in place, on PyTorch.
+        # On PyTorch, layers that change images do so in place.
         arguments = arguments.first_steps(1).map(ops.copy)
         scope = keras.StatelessScope()
     else:
         arguments, scope = arguments.to_symbols(), contextlib.nullcontext()
-    # What cannot be called so has to do without.
+    # A layer that cannot be called like this is built later.
     with contextlib.suppress(Exception), scope:
         call(arguments)
         built_for.add(training)
@@ -158,7 +160,7 @@ def _inner_layers_are_built(layer):
 
 
 def _shapes_for_build(layer, args, kwargs):
-    """The arguments of `build`, or `None` where one is not known."""
+    """The arguments of `build`, or `None` if one is not known."""
     signature = inspect.signature(layer.call)
     try:
         given = signature.bind_partial(*args, **kwargs).arguments
@@ -175,7 +177,7 @@ def _shapes_for_build(layer, args, kwargs):
         if parameter.kind in _NAMED
     }
     if len(wanted) == 1:
-        # Whatever its name is, it is the shape of the inputs.
+        # Whatever its name, it is the shape of the inputs.
         shapes = dict(zip(wanted, shapes.values(), strict=False))
     found = {name: shapes.get(name, wanted[name]) for name in wanted}
     return None if inspect.Parameter.empty in found.values() else found

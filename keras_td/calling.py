@@ -14,10 +14,10 @@ from keras_td import trees
 
 
 def call_folded(layer, options, arguments):
-    """Calls a layer once on `Arguments`, with their time in its batch.
+    """Calls a layer once on `Arguments`, with time folded into the batch.
 
     Returns:
-        Tuple of the outputs and of the masks that the layer gives them.
+        Tuple of the outputs and the masks that the layer gives them.
     """
     arguments = arguments.align()
     valid = _valid_steps(layer, arguments)
@@ -56,7 +56,7 @@ def call_plainly(layer, inputs, training):
 
 
 def unfold(nests, like):
-    """Unfolds what a layer gives for folded tensors."""
+    """Unfolds what a layer returns for folded tensors."""
     of_time = functools.partial(folding.unfold, like=like)
     return tuple(trees.map_tensors(of_time, nest) for nest in nests)
 
@@ -67,7 +67,7 @@ def masks_for_layer(layer, folded, valid=None):
     Args:
         layer: The layer.
         folded: The folded `Arguments`.
-        valid: Which rows are no padding, or `None`.
+        valid: Which rows are not padding, or `None`.
     """
     inputs = folded.tensors["inputs"]
     return {
@@ -79,7 +79,7 @@ def masks_for_layer(layer, folded, valid=None):
 
 
 def _valid_steps(layer, arguments):
-    """The steps that are no padding, `(batch, time)`, if it matters."""
+    """The steps that are not padding, `(batch, time)`, if it matters."""
     if arguments.without_padding or arguments.is_symbolic:
         return None
     if not masks_of.any_of(arguments.masks):
@@ -98,7 +98,7 @@ def _valid_steps(layer, arguments):
 
 
 def _hides_padding(layer, folded):
-    """Whether padding is hidden from a layer that would read masks of it."""
+    """Whether padding is hidden from a layer that would read its masks."""
     return (
         masking.has_inner_axes(folded.masks)
         and layer_kinds.reads_masks(layer)
@@ -107,7 +107,7 @@ def _hides_padding(layer, folded):
 
 
 def _valid_samples(valid, outer):
-    """Which samples are no padding, in this call and in one around it."""
+    """Which samples are not padding, in this call and in an outer one."""
     if valid is None or outer is None:
         valid = outer if valid is None else valid
     else:
@@ -138,13 +138,13 @@ def propagate_masks(layer, arguments, outputs, output_masks):
 
 
 def propagated_masks(layer, arguments, outputs, output_masks):
-    """The masks of the outputs: the layer's where they fit, or of steps.
+    """The masks of the outputs: the layer's where they fit, or step masks.
 
     Keras writes the masks of symbolic tensors into the graph of a model, and
-    orders layers and weights by their depth in it. So only masks made of
-    incoming ones are there: those that the layer makes would have others be
-    deeper. They are attached to the outputs of each run, as those that are made
-    inside of a model are.
+    orders layers and weights by their depth in it. So symbolic outputs only get
+    masks derived from incoming ones: those that the layer makes would make
+    other layers deeper. They are attached to the outputs of each run instead,
+    like masks made inside a model.
     """
     symbolic, flat = arguments.is_symbolic, trees.flatten(outputs)
     if symbolic and layer_kinds.makes_masks_inside(layer):

@@ -1,4 +1,4 @@
-"""The time steps in chunks, with one call of a layer for each."""
+"""Splits the time steps into chunks, with one call of a layer for each."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,26 +16,27 @@ from keras_td.conditional import ConditionalCall
 from keras_td.stateless import Carry
 from keras_td.stateless import StatelessCall
 
-# Of a compiled loop, an iteration takes time and a call in it compilation.
+# Iterations of a compiled loop cost run time, calls in its body compile time.
 CALLS_PER_ITERATION = 2
-# So few calls need no loop.
+# Up to this many calls need no loop.
 FEW_CALLS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """All time steps, of which a call sees some at a time.
+    """All time steps, of which each call sees a chunk.
 
     Args:
         call: The `StatelessCall`.
-        fixed: List of tensors that serve all steps.
+        fixed: List of tensors used at every step.
         moving: List of tensors `(batch, time, ...)`.
-        steps: How many steps a call sees, but the first, which sees what
-            remains. `None` is all.
-        recompute: Makes a function that is computed again in the backward pass
-            of another. `None` leaves it as it is.
-        at_hand: Whether the tensors are, and nothing is compiled.
-        parts: How many steps each call sees, if `steps` is `None`. `None` is
+        steps: How many steps each call sees, except the first, which sees the
+            remainder. `None` means all.
+        recompute: Wraps a function so that the backward pass recomputes it.
+            `None` recomputes nothing.
+        at_hand: Whether the tensors have concrete values, and nothing is
+            compiled.
+        parts: How many steps each call sees, if `steps` is `None`. `None` means
             one call.
     """
 
@@ -49,14 +50,14 @@ class Chunks:
 
     @property
     def _one_by_one(self):
-        """Whether each call is by itself computed again, or left out."""
+        """Whether each call is recomputed, or skipped, on its own."""
         return self.recompute or isinstance(self.call, ConditionalCall)
 
     def run(self, carry, time):
         """Calls the layer on all chunks.
 
         Returns:
-            Tuple of the outputs and of the new `Carry`.
+            Tuple of the outputs and the new `Carry`.
         """
         if self.steps is None:
             groups = [[size] for size in self.parts or [time]]
@@ -66,10 +67,10 @@ class Chunks:
         return self._in_unknown_time(carry, time)
 
     def _in_known_time(self, carry, time):
-        """Calls in a row, most of them in a loop if many and compiled."""
+        """Makes calls in order, most of them in a loop if many and compiled."""
         sizes, iterations, of_iteration = self._sizes(time)
         if not sizes:
-            # Of a call that nobody uses, a compiled program holds nothing.
+            # The values of this call are unused, so the compiler drops it.
             first = time_axis.cut(self.moving, 0, self.steps)
             _, probed = self._run(carry, first, [[self.steps]])
             zeros = losses.zeros_like(probed.losses)
@@ -92,8 +93,8 @@ class Chunks:
         """How many steps each call sees.
 
         Returns:
-            Tuple of the sizes of the calls before the loop, of the number of
-            its iterations, and of the sizes of the calls in one.
+            Tuple of the sizes of the calls before the loop, the number of its
+            iterations, and the sizes of the calls in one iteration.
         """
         steps = self.steps
         calls = max(-(-time // steps), 1)
@@ -111,7 +112,7 @@ class Chunks:
         )
 
     def _in_unknown_time(self, carry, time):
-        """Calls on a number of time steps that only the run tells."""
+        """Makes calls on a number of steps that is known only at run time."""
         steps = self.steps
         moving = [
             folding.align(x, folding.sizes(x)[0], time) for x in self.moving
@@ -120,9 +121,9 @@ class Chunks:
         split = time - (calls - 1) * steps
         first = time_axis.cut(moving, 0, split)
         outputs, once = self._run(carry, first, [[split]])
-        # A loop iterates at least once: where one call is enough, for nothing,
-        # on copies of a step, as gradients of other values might be no
-        # numbers.
+        # A loop iterates at least once. Where one call is enough, an unused
+        # iteration runs on copies of a step, as gradients of other values might
+        # be NaN.
         iterations = ops.maximum(calls - 1, 1)
         copies = (iterations - calls + 1) * steps
         rest = [time_axis.pad(x[:, split:time], x, copies) for x in moving]
@@ -137,7 +138,7 @@ class Chunks:
         return stateless.run(call, self.fixed, carry, moving, groups)
 
     def _loop(self, before, after):
-        """A loop of calls that change what a first one has changed."""
+        """A loop of calls that change the variables that a first one did."""
         changed = [
             a is not b for a, b in zip(before.values, after.values, strict=True)
         ]
@@ -145,7 +146,7 @@ class Chunks:
 
 
 def _where(condition, carry, other):
-    """One `Carry` or the other, by a condition that only the run tells."""
+    """Selects a `Carry` by a condition that is known only at run time."""
     parts = tree.map_structure(
         lambda a, b: a if a is b else ops.where(condition, a, b),
         (carry.values, carry.losses, carry.token),

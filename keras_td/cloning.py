@@ -1,4 +1,4 @@
-"""Copies of layers and of other objects of Keras, without their weights."""
+"""Copies layers and other Keras objects, without their weights."""
 
 import functools
 
@@ -18,17 +18,17 @@ _OF_COMPILE = {"optimizer", "stop_training"}
 
 
 class Cloner:
-    """Copies objects, and puts this layer in place of Keras's own.
+    """Copies objects, and replaces Keras's `TimeDistributed` with this one.
 
     Each object has one copy, wherever it occurs.
 
     Args:
-        options: Dict of the options of each layer that is put in place.
+        options: Dict of the options of each new `TimeDistributed`.
     """
 
     def __init__(self, options):
         self.options = options
-        # Of each object, by its id, itself and its copy.
+        # Each object and its copy, by the id of the object.
         self._clones = {}
         self._references = References(self.clone)
 
@@ -53,7 +53,7 @@ class Cloner:
             clone = self._from_config(cls, config, x)
         except (AttributeError, KeyError, TypeError) as error:
             raise CannotCopyError(
-                f"The config of `{x.name}` ({cls.__name__}) makes no other: "
+                f"`{x.name}` ({cls.__name__}) cannot be made from its config: "
                 f"{error.__context__ or error}"
             ) from error
         self._references.forget(clone)
@@ -74,7 +74,7 @@ class Cloner:
         return {**config, **self.options}
 
     def _clone_graph(self, model, config):
-        """Calls copies of the layers of a functional model as it calls them."""
+        """Rebuilds a functional model with copies of its layers."""
         if not configs.takes_values(model):
             raise CannotCopyError(
                 f"`{model.name}` is a functional model of a class with its own "
@@ -101,7 +101,7 @@ class Cloner:
         )
 
     def _give_attributes(self, model, clone):
-        """Gives a copy what its author has set on a model that Keras builds."""
+        """Copies the attributes that users set on a model that Keras builds."""
         for name, value in _set_since(model, clone).items():
             if not graphs.has_tensors(value):
                 value = tree.map_structure(self._attribute, value)
@@ -116,7 +116,7 @@ class Cloner:
         return self.clone(x) if isinstance(x, kinds) else x
 
     def _from_config(self, cls, config, x):
-        # Nobody need have registered the class.
+        # The class need not be registered.
         name = f"keras_td>{cls.__name__}_{id(cls)}"
         functions = configs.functions_of(x, config)
         entry = {
@@ -126,7 +126,7 @@ class Cloner:
             "registered_name": name,
         }
         names = configs.names_in(x, functions)
-        # Its code is not that of a file.
+        # Its code does not come from a file.
         return keras.saving.deserialize_keras_object(
             entry,
             {**names, name: cls, **self._references.classes},
@@ -136,7 +136,7 @@ class Cloner:
 
 def _set_since(model, clone):
     """The attributes that a copy of a model lacks, in the order of weights."""
-    # On PyTorch, layers are among no `vars`.
+    # On PyTorch, layers are not in `vars`.
     since = set(dir(model)) - set(dir(clone)) - _OF_COMPILE
     values = {
         name: getattr(model, name)
@@ -154,18 +154,19 @@ def _set_since(model, clone):
 
 
 class _Stock(keras.layers.TimeDistributed):
-    """Is Keras's own where `replacing` is open, too."""
+    """Keras's own layer, even inside `replacing`."""
 
 
 @functools.lru_cache
 def _supports_masking_by_default():
-    # It differs between releases. With names, Keras does not count them.
+    # It differs between releases. Explicit names keep Keras from counting these
+    # layers in its default names.
     identity = keras.layers.Identity(name="identity")
     return _Stock(identity, name="stock").supports_masking
 
 
 def _like(x, clone):
-    """Gives a copy what no config tells."""
+    """Copies what is in no config."""
     if isinstance(x, keras.Operation) and clone.name != x.name:
         clone.name = x.name
     if isinstance(x, keras.Layer) and clone.dtype_policy != x.dtype_policy:

@@ -1,4 +1,4 @@
-"""How a model is compiled, and what its optimizer has learned, for a copy."""
+"""Compiles copies of models, and copies the state of their optimizers."""
 
 import warnings
 
@@ -11,12 +11,12 @@ from keras_td.copying import assign
 
 
 def compile_copies(found, clone, variables):
-    """Compiles copies as models are, with the state of their optimizers.
+    """Compiles copies like their models, with the state of their optimizers.
 
     Args:
         found: List of the `pairs` of a layer and its copy.
         clone: Function that copies an optimizer or a metric.
-        variables: Dict of the copy of each variable, by the id of that.
+        variables: Dict of the copy of each variable, by the variable's id.
     """
     for path, a, b in found:
         if isinstance(a, keras.Model) and (a.compiled or _optimizers(a)):
@@ -31,7 +31,7 @@ def _compile(path, copy, model, clone, variables):
         elif cls.compile_from_config is not keras.Model.compile_from_config:
             copy.compile_from_config(model.get_compile_config())
         elif cls.compile is not keras.Model.compile:
-            raise ValueError("its class has a `compile` of its own")
+            raise ValueError("its class has its own `compile`")
         else:
             optimizer = keras.optimizers.LossScaleOptimizer
             scales = isinstance(model.optimizer, optimizer)
@@ -43,7 +43,7 @@ def _compile(path, copy, model, clone, variables):
             _copy_slots(optimizer, getattr(copy, name), copy, variables)
     except Exception as error:
         warnings.warn(
-            f"The model `{path}` is upgraded, and has to be compiled again, as "
+            f"The model `{path}` is upgraded, but has to be compiled again, as "
             f"its optimizer, losses or metrics cannot be copied: {error}",
             stacklevel=4,
         )
@@ -61,13 +61,13 @@ def _check_functions(arguments, variables):
 
 
 def _copier(clone):
-    """Function that copies what has a state that training changes."""
+    """Function that copies objects whose state changes in training."""
     kinds = keras.optimizers.Optimizer, keras.Metric
     return lambda x: clone(x) if isinstance(x, kinds) else x
 
 
 def _optimizers(model):
-    """The optimizers of a model that have a state, by their names."""
+    """The optimizers of a model that have a state, by attribute name."""
     found = {**vars(model), "optimizer": getattr(model, "optimizer", None)}
     return {
         name: x
@@ -82,7 +82,7 @@ def _copy_slots(optimizer, copied, model, variables):
     weights = model.trainable_variables
     ids, in_order = [[id(v) for v in found] for found in (known, weights)]
     if ids != in_order and sorted(ids) == sorted(in_order):
-        # JAX takes those of the optimizer in the order of the model.
+        # On JAX, the optimizer gets its weights in the order of the model.
         raise ValueError("its weights are in another order")
     if not copied.built:
         copied.build(known)

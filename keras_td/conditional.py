@@ -1,4 +1,4 @@
-"""A call that is only made where it has a valid step."""
+"""A call that is only made if it has a valid step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from keras_td.stateless import StatelessCall
 
 
 def has_gradients_in_xla():
-    """Whether XLA finds the gradients of all layers in a conditional call.
+    """Whether XLA can compute gradients of all layers in a conditional call.
 
-    It has none for a loop, such as an LSTM's, in one of TensorFlow's. There
-    steps can be left out without it, too.
+    On TensorFlow, it cannot for a loop, such as an LSTM's. There, steps can be
+    left out without XLA, too.
     """
     return keras.backend.backend() != "tensorflow"
 
 
 @dataclasses.dataclass(frozen=True)
 class ConditionalCall:
-    """A `StatelessCall` that leaves all as it is where no step is valid.
+    """A `StatelessCall` that changes nothing if no step is valid.
 
     Args:
         call: The `StatelessCall`.
-        valid: Function that tells of its tensors which steps are valid,
-            `(batch, steps)`.
+        valid: Function of the call's tensors that returns which steps are
+            valid, `(batch, steps)`.
     """
 
     call: StatelessCall
@@ -45,10 +45,10 @@ class ConditionalCall:
 
 @dataclasses.dataclass(frozen=True)
 class SelectiveCall(ConditionalCall):
-    """One that is always made, and whose effects are undone if need be.
+    """A call that is always made, and undone if no step is valid.
 
-    In a conditional call, XLA on a CPU takes ten times as long for gradients of
-    convolutions.
+    In a conditional call, XLA on CPU takes ten times as long to compute
+    gradients of convolutions.
     """
 
     def __call__(self, token, fixed, values, moving, sizes):
@@ -61,7 +61,7 @@ class SelectiveCall(ConditionalCall):
             [if_some(x, ops.zeros_like(x)) for x in xs]
             for xs in (fixed, moving)
         )
-        # Gradients of a call on zeros may be no numbers.
+        # Gradients of a call on zeros may be NaN.
         used = [if_some(v, ops.stop_gradient(v)) for v in values]
         token, (outputs, updates, sums) = self.call(
             token, fixed, used, moving, sizes
@@ -85,7 +85,7 @@ class _Branches:
 
     def call(self):
         results = self.stateless_call(*self.arguments)
-        # Tensors here would be of this branch alone.
+        # Tensors of this branch cannot be used outside it.
         self.structure = trees.symbols(results)
         return trees.tensors(results)
 
@@ -100,16 +100,16 @@ class _Branches:
         return trees.tensors((token, (zeros[0], updates, zeros[1])))
 
     def _like_results(self):
-        """Tensors of the shapes of the results."""
+        """Tensors with the shapes of the results."""
         if self.structure is None:
-            # TensorFlow makes one branch where it knows the condition.
+            # TensorFlow traces only one branch if it knows the condition.
             self.structure = trees.symbols(self.stateless_call(*self.arguments))
         token, (outputs, updates, sums) = self.structure
         sizes = folding.sizes(self.valid)
         shapes = [y.shape[2:] for y in trees.tensors(outputs)]
         shapes += [loss.shape for loss in trees.tensors(sums)]
         if any(None in shape for shape in shapes):
-            # The sizes of outputs that depend on those of the inputs.
+            # The sizes of the outputs depend on those of the inputs.
             return self.stateless_call(*self.arguments)
         outputs = trees.map_tensors(
             lambda y: ops.zeros((*sizes, *y.shape[2:]), y.dtype), outputs

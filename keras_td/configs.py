@@ -1,4 +1,4 @@
-"""What the config of an object holds, and what it cannot tell."""
+"""What the config of an object holds, and what it leaves out."""
 
 import inspect
 
@@ -9,20 +9,20 @@ from keras_td import layer_kinds
 from keras_td import outside
 from keras_td.time_distributed import TimeDistributed
 
-# As the configs of functional models have it, besides their own arguments.
+# What configs of functional models hold, besides their own arguments.
 OF_GRAPH = "name", "trainable", "layers", "input_layers", "output_layers"
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
 
 class CannotCopyError(Exception):
-    """An object has no config, or none that makes another like it."""
+    """An object has no config, or one that cannot make a copy of it."""
 
 
 class Held:
-    """The layers that a layer holds, to be found by their configs."""
+    """The layers that a layer holds, for look-up by their configs."""
 
     def __init__(self, x):
-        # Those that it holds itself come first.
+        # Direct children come first.
         self._layers: list[list] = [[], []]
         if isinstance(x, keras.Layer):
             for depth in (False, True):
@@ -31,7 +31,7 @@ class Held:
                 )
 
     def find_graph(self, config):
-        """The functional model that something in a config is the config of."""
+        """The functional model that a config describes, or `None`."""
         if not set(OF_GRAPH) <= config.keys():
             return None
         held = [x for layers in self._layers for x in layers]
@@ -39,9 +39,9 @@ class Held:
         return next((x for x in graphs if _is_config_of(config, x)), None)
 
     def find(self, entry):
-        """The layer that an entry in a config is of, or `None`.
+        """The layer that an entry in a config describes, or `None`.
 
-        Of layers of one config, code finds each in its place.
+        It is also `None` if several layers have this config.
         """
         config = entry.get("config")
         if "class_name" not in entry or not isinstance(config, dict):
@@ -65,7 +65,7 @@ def _is_config_of(config, x):
 
 
 def _unbuilt(config):
-    """A config without the shapes that layers in it are built for."""
+    """A config without the build shapes of the layers in it."""
     if isinstance(config, (list, tuple)):
         return [_unbuilt(x) for x in config]
     if not isinstance(config, dict):
@@ -81,12 +81,12 @@ def serialized(x):
     try:
         return keras.saving.serialize_keras_object(x)
     except TypeError:
-        # It is in no file, and may be in a copy.
+        # It cannot be saved, but it can be copied.
         return x
 
 
 def is_plain_operation(x):
-    """Whether an object is an operation that holds no layer, nor is one."""
+    """Whether an object is an operation that neither is nor holds a layer."""
     if not isinstance(x, keras.Operation):
         return False
     found = x, *vars(x).values()
@@ -94,7 +94,7 @@ def is_plain_operation(x):
 
 
 def is_graph(x, config):
-    """Whether an object is made of symbolic tensors."""
+    """Whether an object is made from symbolic tensors."""
     if not isinstance(x, keras.Function):
         return False
     parameters = inspect.signature(type(x).__init__).parameters
@@ -102,7 +102,7 @@ def is_graph(x, config):
 
 
 def is_made_of_layers(x):
-    """Whether an object is a model that Keras itself makes of its layers."""
+    """Whether an object is a model that Keras itself makes from its layers."""
     kinds = keras.Function, keras.Sequential
     return isinstance(x, kinds) and takes_values(x)
 
@@ -113,7 +113,7 @@ def takes_values(x):
 
 
 def builds_in_its_own_way(layer):
-    """Whether a layer that is built has to be told how, before any call."""
+    """Whether a built layer has its own `build_from_config`."""
     builds = type(layer).build_from_config
     return layer.built and not layer_kinds.is_from(builds, "keras")
 
@@ -122,7 +122,7 @@ def config_of(x):
     try:
         return x.get_config()
     except (NotImplementedError, TypeError) as error:
-        # There are values in a graph, such as variables, that are in no file.
+        # A graph may hold values, such as variables, that cannot be saved.
         if isinstance(x, keras.Function) and layer_kinds.is_from(
             type(x).get_config, "keras"
         ):
@@ -136,7 +136,8 @@ def functions_of(x, config):
     """The functions and schedules that are arguments of an object.
 
     Raises:
-        CannotCopyError: if one calls a layer of Keras's own from outside.
+        CannotCopyError: if one uses a stock `TimeDistributed` or an optimizer
+            from outside.
     """
     found = {key: _function_of(x, key, given) for key, given in config.items()}
     found = {key: value for key, value in found.items() if value is not None}
@@ -145,17 +146,17 @@ def functions_of(x, config):
 
 
 def _function_of(x, key, given):
-    """The function, or the schedule, that a value in a config tells of."""
+    """The function, or the schedule, that a value in a config stands for."""
     if inspect.isroutine(given):
         return given
     named = [_attribute(x, name) for name in (key, f"_{key}")]
-    # A name may be any word.
+    # A string may be the name of another function by chance.
     others = vars(x).values() if isinstance(given, dict) else ()
     return next((f for f in (*named, *others) if _is_told(f, given)), None)
 
 
 def _is_told(x, given):
-    """Whether a function, or a schedule, is what a value in a config tells."""
+    """Whether a value in a config stands for this function or schedule."""
     if isinstance(x, _SCHEDULE):
         return repr(serialized(x)) == repr(given)
     if not inspect.isroutine(x):
@@ -166,25 +167,26 @@ def _is_told(x, given):
         return False
     if x.__name__ != "<lambda>":
         return given.get("config") == x.__name__
-    # Keras has more than one form for the code of a lambda.
+    # Keras has several formats for the code of a lambda.
     code, *_ = serialized(x)["config"]["value"]
     return repr(code) in repr(given)
 
 
 def check_functions(functions, x):
-    """Checks that functions of `x` use nothing that has to be another."""
+    """Checks that functions of `x` use nothing that has to be replaced."""
     for y in outside.used(functions, x):
         is_layer = isinstance(y, keras.Layer)
         if not is_layer or any(map(is_stock, internals.layers_of(y))):
             kind = "layer" if is_layer else "optimizer"
             raise CannotCopyError(
                 f"A function in `{x.name}` uses the {kind} `{y.name}` from "
-                "outside, of which no config tells. A class has to hold it."
+                "outside, which is in no config. Make it an attribute of a "
+                "class instead."
             )
 
 
 def names_in(x, functions):
-    """The functions and classes that a config may tell by their names alone."""
+    """The functions and classes that a config may give only by name."""
     functions = functions.values()
     found = {f.__name__: f for f in functions if hasattr(f, "__name__")}
     if isinstance(x, keras.Layer):
@@ -194,7 +196,7 @@ def names_in(x, functions):
 
 
 def _attribute(x, name):
-    """An attribute that is no method, or `None`."""
+    """An attribute that is not a method, or `None`."""
     if inspect.isroutine(getattr(type(x), name, None)):
         return None
     try:
@@ -205,6 +207,6 @@ def _attribute(x, name):
 
 
 def is_stock(layer):
-    """Whether a layer is Keras's own, or of a subclass of it."""
+    """Whether a layer is Keras's `TimeDistributed`, or of a subclass of it."""
     is_either = isinstance(layer, keras.layers.TimeDistributed)
     return is_either and not isinstance(layer, TimeDistributed)

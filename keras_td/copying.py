@@ -1,4 +1,4 @@
-"""What a model has learned, and how it is set, given to a copy of it."""
+"""Copies the weights and the settings of a model to a copy of it."""
 
 import functools
 import tempfile
@@ -11,17 +11,17 @@ from keras_td import internals
 from keras_td.options import Options
 
 BUILD_ANEW = (
-    "You may as well build the model anew in `with keras_td.replacing():`, and "
-    "give it the weights, `new.set_weights(model.get_weights())`."
+    "Alternatively, build a new model in `with keras_td.replacing():`, and "
+    "copy the weights with `new.set_weights(model.get_weights())`."
 )
 
 
 def pairs(layer, copy):
-    """The layers in a layer and in its copy, which it builds on its way.
+    """Pairs the layers of a layer and its copy, and builds the copy meanwhile.
 
     Yields:
-        Tuples of a path of names, of a layer and of its copy: each layer once,
-        before the layers in it.
+        Tuples of a path of names, a layer and its copy: each layer once, before
+        the layers in it.
 
     Raises:
         ValueError: if the two do not hold the same layers.
@@ -31,7 +31,7 @@ def pairs(layer, copy):
     def visit(path, layer, copy):
         if id(layer) in copies:
             if copies[id(layer)] is not copy:
-                _fail(path, "is shared, and its copy is not")
+                _fail(path, "is shared, but its copy is not")
             return
         copies[id(layer)] = copy
         build_config = layer.get_build_config()
@@ -42,7 +42,7 @@ def pairs(layer, copy):
         inner, copied = _inner(layer), _inner(copy)
         kinds = [[type(x).__name__ for x in found] for found in (inner, copied)]
         if sorted(kinds[0]) != sorted(kinds[1]):
-            _fail(path, f"holds {kinds[0]}, and its copy {kinds[1]}")
+            _fail(path, f"holds {kinds[0]}, but its copy holds {kinds[1]}")
         for a, b in zip(inner, _as_named(copied, inner), strict=True):
             yield from visit(f"{path}/{a.name}", a, b)
 
@@ -54,10 +54,10 @@ def _inner(layer):
 
 
 def _as_named(copies, layers):
-    """Puts the copies of layers in the order of these.
+    """Puts copies of layers in the order of the originals.
 
-    That of a functional model may change with the masks in its graph. What code
-    names anew is in the order of the code.
+    The order in a functional model may change with the masks in its graph.
+    Copies with new names keep the order in which code makes them.
     """
     by_name = {copy.name: copy for copy in copies}
     if len(by_name) == len(copies) and set(by_name) == {x.name for x in layers}:
@@ -67,26 +67,25 @@ def _as_named(copies, layers):
 
 def _fail(path, difference):
     raise ValueError(
-        "`upgrade` copies a model as saving and loading it does, by its "
-        f"config, and the copy of `{path}` is another: it {difference}. "
-        f"{BUILD_ANEW}"
+        "`upgrade` copies a model by its config, as saving and loading does, "
+        f"but `{path}` has no equal copy: it {difference}. {BUILD_ANEW}"
     )
 
 
 def copy_state(found):
-    """Gives copies the weights and the settings of layers.
+    """Copies the weights and the settings of layers to their copies.
 
     Args:
         found: List of the `pairs` of a layer and its copy.
 
     Returns:
-        Dict of the copy of each variable, by the id of that.
+        Dict of the copy of each variable, by the variable's id.
 
     Raises:
         ValueError: if the two do not hold the same layers and variables.
     """
     _check_one_to_one(found)
-    # Keras sets a flag in all that a layer holds as well.
+    # Setting `trainable` sets it in all inner layers too, so they come later.
     for _, a, b in sorted(found, key=_size, reverse=True):
         b.trainable = a.trainable
     variables: dict = {}
@@ -97,11 +96,11 @@ def copy_state(found):
             [(tuple(v.shape), v.dtype) for v in vs] for vs in (own, copied)
         ]
         if shapes[0] != shapes[1]:
-            _fail(path, f"has variables of {shapes[0]}, its copy {shapes[1]}")
+            _fail(path, f"has variables {shapes[0]}, but its copy {shapes[1]}")
         _copy_by_protocol(a, b)
         for v, w in zip(own, copied, strict=True):
             if variables.setdefault(id(v), w) is not w:
-                _fail(path, f"shares `{v.path}`, and its copy does not")
+                _fail(path, f"shares `{v.path}`, but its copy does not")
             assign(w, v)
             w.trainable = v.trainable
             w.regularizer, w.constraint = v.regularizer, v.constraint
@@ -115,9 +114,9 @@ def _check_one_to_one(found):
     copies: set = set()
     for path, _, b in found:
         if id(b) in originals:
-            _fail(path, "is no other layer")
+            _fail(path, "is its own copy")
         if id(b) in copies:
-            _fail(path, "is that of another layer, too")
+            _fail(path, "has the same copy as another layer")
         copies.add(id(b))
 
 
@@ -132,12 +131,12 @@ def _own_variables(layer):
 
 
 def assign(copy, variable):
-    # JAX trains in place, and frees the old value.
+    # Training on JAX works in place, and frees the old value.
     copy.assign(ops.copy(variable.value))
 
 
 def _copy_by_protocol(layer, copy):
-    """Copies what a layer saves and loads in its own way, such as a table."""
+    """Copies what a layer saves in its own way, such as a lookup table."""
     if type(layer).load_own_variables is not keras.Layer.load_own_variables:
         store: dict = {}
         layer.save_own_variables(store)
@@ -149,7 +148,7 @@ def _copy_by_protocol(layer, copy):
 
 
 def _copy_states(layer, copy):
-    """Copies the states of a stateful RNN, which are among no variables."""
+    """Copies the states of a stateful RNN, which are not in its variables."""
     for v, w in zip(_states(layer), _states(copy), strict=False):
         # In a `TimeDistributed`, each step may have its own.
         if tuple(v.shape) == tuple(w.shape):
@@ -167,7 +166,7 @@ def copy_settings(layer, copy):
 
 @functools.lru_cache
 def _names_of_keras():
-    """What Keras itself, and `upgrade`, sets in any layer."""
+    """The attributes that Keras itself, or `upgrade`, sets on any layer."""
     model = keras.Model(name="model")
     return {*vars(model), "stop_training", *Options.__annotations__}
 

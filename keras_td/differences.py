@@ -1,4 +1,4 @@
-"""What changes in the numbers of a model that is upgraded."""
+"""What changes numerically in an upgraded model."""
 
 import keras
 
@@ -6,30 +6,30 @@ from keras_td import internals
 from keras_td import layer_kinds
 
 _BATCHES = (
-    "In training, BatchNormalization inside normalizes with the statistics of "
-    "all steps of a batch, and updates its own once. `steps_per_call=1` keeps "
-    "Keras's numbers."
+    "In training, a BatchNormalization inside normalizes with the statistics "
+    "of all steps of a batch, and updates its moving statistics once per "
+    "batch. `steps_per_call=1` keeps Keras's numbers."
 )
 _STATES = (
-    "Each step has a recurrent state of its own, which passes from each batch "
-    "to the next. `steps_per_call=1` keeps Keras's numbers."
+    "Each step has its own recurrent state, which is carried from batch to "
+    "batch. `steps_per_call=1` keeps Keras's numbers."
 )
 _MASKS = (
-    "A mask now leaves it, and reaches the layers after it. "
+    "The layer passes a mask on to the layers after it. "
     "`supports_masking = False` on this layer keeps Keras's numbers."
 )
 _POLICIES = (
-    "The layer inside computes in its own dtype policy, quantization included. "
-    "To keep Keras's numbers, give it that of the wrapper."
+    "The wrapped layer uses its own dtype policy, including quantization. To "
+    "keep Keras's numbers, give it the policy of the wrapper."
 )
 _LOSSES = (
-    "A loss that the layer inside adds counts once, for all steps; with "
-    "Keras's, it counts once for each step."
+    "A loss that the wrapped layer adds counts once, for all steps; in Keras, "
+    "it counts once for each step."
 )
 
 
 def differences(stock, td):
-    """The sentences to tell of a layer of Keras's and of what replaces it."""
+    """Sentences on how a layer differs from the Keras layer it replaces."""
     layer, inside = td.layer, list(internals.layers_of(td.layer))
     in_order = td.steps_per_call == 1 or td.share_randomness
     normalizes = any(
@@ -47,6 +47,6 @@ def differences(stock, td):
 
 
 def _gives_masks(td):
-    """Whether a mask leaves a layer, in the models that call it."""
+    """Whether a layer's outputs have a mask, in the models that call it."""
     masks = map(internals.mask_of, internals.outputs_of(td))
     return any(mask is not None for mask in masks)

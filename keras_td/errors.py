@@ -1,4 +1,4 @@
-"""What cannot be right, told in the user's terms."""
+"""Checks and errors, in the user's terms."""
 
 import contextlib
 import inspect
@@ -28,8 +28,8 @@ def check_layer(layer):
     }.intersection(kinds):
         raise ValueError(
             "`TimeDistributed` applies a layer to each time step of its "
-            "inputs, and this layer takes none. Leave it out, and call "
-            "`TimeDistributed` on a `keras.Input` if need be. Received: "
+            "inputs, but this layer takes no inputs. Leave it out, and call "
+            "`TimeDistributed` on a `keras.Input` if needed. Received: "
             f"layer={layer}"
         )
 
@@ -50,9 +50,9 @@ def check_options(steps_per_call, **switches):
             )
     if switches["skip_masked"] and switches["share_randomness"]:
         raise ValueError(
-            "`skip_masked=True` and `share_randomness=True` exclude each "
-            "other: with the first, a layer sees valid steps of all samples "
-            "in one batch, with the second, all samples of one step. Received "
+            "`skip_masked=True` and `share_randomness=True` cannot be "
+            "combined: with the first, a call sees valid steps of all samples "
+            "in one batch; with the second, all samples of one step. Received "
             "both."
         )
     if switches["remat"] and not hasattr(keras, "remat"):
@@ -63,13 +63,13 @@ def check_options(steps_per_call, **switches):
 
 
 def check_dense(tensors):
-    """Checks that tensors, by their names, have a value at each place."""
+    """Checks that tensors, given by name, are dense."""
     for name, x in tensors.items():
         if not trees.is_dense(x):
             instead = (
                 "Convert it to a dense tensor"
                 if "Sparse" in type(x).__name__
-                else "Pad it to a dense tensor, and pass a mask of its padding"
+                else "Pad it to a dense tensor, and pass a mask for the padding"
             )
             raise ValueError(
                 "`TimeDistributed` takes dense tensors of shape `(batch, time, "
@@ -83,7 +83,7 @@ def check_keeps_no_state(layer):
         if layer_kinds.is_stateful(inner):
             raise ValueError(
                 "`skip_masked=True` moves time steps between the samples of a "
-                "batch, for each of which a stateful layer keeps a state. "
+                "batch, but a stateful layer keeps a state for each sample. "
                 f"Received: the stateful layer {inner.name!r}."
             )
 
@@ -91,23 +91,23 @@ def check_keeps_no_state(layer):
 def no_training_in_any_time(time):
     return ValueError(
         "`steps_per_call` and `share_randomness` cannot train in a program "
-        "that is exported for any number of time steps. Received: a time of "
-        f"{time}. Expected: a number."
+        "that is exported for any number of time steps. Expected: a fixed "
+        f"number of time steps. Received: {time}."
     )
 
 
 def not_traced():
     return NotImplementedError(
         f"On the {keras.backend.backend()} backend, `TimeDistributed` cannot "
-        "be traced for TensorFlow, as `tf.data` does. Call it in a "
+        "be traced by TensorFlow, as in `tf.data`. Call it in a "
         "`tf.numpy_function` there: `tf.numpy_function(lambda x: "
         "keras.ops.convert_to_numpy(layer(x, training=True)), [inputs], "
-        "layer.compute_dtype)`. Received: inputs without values."
+        "layer.compute_dtype)`. Received: inputs without concrete values."
     )
 
 
 def has_another_graph(nest):
-    """Whether a nest has tensors of a graph that is not of the backend."""
+    """Whether a nest has tensors of a graph that is not the backend's."""
     return any(map(_is_of_another_graph, tree.flatten(nest)))
 
 
@@ -123,7 +123,7 @@ def _is_of_another_graph(x):
 
 @contextlib.contextmanager
 def told_of_fixed_batch(layer, x):
-    """Tells why a layer fails on other samples than it was made for."""
+    """Explains why a layer fails on another batch size than it is fixed to."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -132,8 +132,8 @@ def told_of_fixed_batch(layer, x):
             raise
         raise ValueError(
             f"The layer wrapped by `TimeDistributed` is fixed to a batch of "
-            f"{fixed}, as a stateful layer is to the first that it sees, and "
-            "each of its calls has `batch * steps` samples. Pass "
+            f"{fixed}, as a stateful layer is to the first batch that it sees, "
+            "but each of its calls has `batch * steps` samples. Pass "
             "`steps_per_call=1`, so that it sees one time step of the batch "
             "at a time, or another number that divides the number of steps. "
             f"Received: a call on {samples} samples."
@@ -141,7 +141,7 @@ def told_of_fixed_batch(layer, x):
 
 
 def _fixed_batch(layer):
-    """The batch that a stateful layer keeps to, or `None`."""
+    """The batch size that a stateful layer is fixed to, or `None`."""
     for inner in internals.layers_of(layer):
         if layer_kinds.is_stateful(inner):
             for state in trees.tensors(getattr(inner, "states", None)):

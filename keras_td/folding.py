@@ -1,8 +1,8 @@
 """Fold the time axis of tensors into their batch axis, and unfold it again.
 
-Every function takes backend tensors and symbolic `KerasTensor`s alike. A size
-is an integer where it is known; where it is not, it is `None` on a symbolic
-tensor and a scalar tensor in a compiled function.
+Every function takes backend tensors and symbolic `KerasTensor`s. A known size
+is an integer; an unknown size is `None` on a symbolic tensor, and a scalar
+tensor in a compiled function.
 """
 
 import functools
@@ -29,7 +29,7 @@ def differ(a, b):
 
 
 def agree(a, b):
-    """Whether two sizes are the same, as far as is known of both."""
+    """Whether two sizes are the same, as far as is known."""
     return _is_known(a) == _is_known(b) and not differ(a, b)
 
 
@@ -39,18 +39,18 @@ def same_steps(x, y):
 
 
 def has_size(size):
-    """Whether a size is a number now, or will be one of the run.
+    """Whether a size is a number, or becomes one at run time.
 
-    It is neither in a program that is exported for tensors of any size. In a
-    trace of PyTorch's (`torch.jit.trace`) it is a tensor with a value.
+    It is neither in a program exported for any size. In a PyTorch trace
+    (`torch.jit.trace`), it is a tensor with a value.
     """
     return _is_known(size) or (ops.is_tensor(size) and not has_values(size))
 
 
 def has_values(x):
-    """Whether a tensor is at hand, outside of any compiled or traced function.
+    """Whether a tensor has concrete values: nothing is compiled or traced.
 
-    In a trace of PyTorch's, the sizes of tensors are tensors.
+    In a PyTorch trace, the sizes of tensors are tensors.
     """
     if not all(map(_is_known, x.shape)):
         return False
@@ -65,8 +65,8 @@ def common_sizes(tensors):
     """The batch and the time that tensors `(batch, time, ...)` share.
 
     Args:
-        tensors: Dict of names and tensors. A batch or a time of 1 agrees with
-            any other.
+        tensors: Dict of names and tensors. A batch or a time of 1 matches any
+            other.
 
     Returns:
         Tuple of the sizes of both axes.
@@ -83,8 +83,8 @@ def common_sizes(tensors):
         if any(itertools.starmap(differ, itertools.combinations(found, 2))):
             received = ", ".join(f"`{n}` with {s}" for n, s in shapes.items())
             raise ValueError(
-                f"`TimeDistributed` expects tensors of the same {axis} (one of "
-                f"1 serves every other). Received shapes: {received}."
+                f"`TimeDistributed` expects tensors of the same {axis} (a size "
+                f"of 1 matches any other). Received shapes: {received}."
             )
     batch = next(filter(_is_known, batches), batches[0])
     time = next(filter(_is_known, times), None)
@@ -100,7 +100,7 @@ def _check_ranks(shapes):
                 "`TimeDistributed` expects every tensor to have shape "
                 "`(batch, time, ...)`, which is at least two axes. Received: "
                 f"`{name}` with shape {shape}."
-                + ("" if shape else " Pass a number as a Python number.")
+                + ("" if shape else " Pass a scalar as a Python number.")
             )
     if not shapes:
         raise ValueError(
@@ -110,10 +110,10 @@ def _check_ranks(shapes):
 
 
 def align(x, batch, time):
-    """Repeats a tensor of one step at each of `time` steps, or of one sample.
+    """Broadcasts a tensor of one time step, or of one sample, to all of them.
 
-    A time that is not known until run time may turn out to be 1; a batch may
-    not, so that no tensor is copied for it.
+    A time that is unknown until run time may turn out to be 1. A batch may not,
+    so that no tensor is copied for it.
     """
     own_batch, own_time, *inner = sizes(x)
     same_batch = not is_size(own_batch, 1) or is_size(batch, 1)
@@ -124,7 +124,7 @@ def align(x, batch, time):
 
 
 def with_same_batch(tensors):
-    """Repeats the tensors of one sample at each of the others' samples."""
+    """Broadcasts tensors with a batch of 1 to the batch of the others."""
     batch, *_ = _except_ones([sizes(x)[0] for x in tensors])
     return [align(x, batch, sizes(x)[1]) for x in tensors]
 
@@ -156,7 +156,7 @@ def expand(x, rank):
 
 
 def zeros_except_at(steps, x):
-    """Puts zeros at the steps of `x` that `steps`, of booleans, leaves out."""
+    """Sets steps of `x` to zero where `steps`, of booleans, is False."""
     return ops.where(expand(steps, len(x.shape)), x, ops.zeros_like(x))
 
 
@@ -200,7 +200,7 @@ def _product(batch, time):
 def _unless_one(a, b):
     if not ops.is_tensor(a):
         return a
-    # A size that is unknown until run time may turn out to be 1, or 0. Where
-    # one of them is chosen by a condition, OpenVINO takes it for the number
-    # that it was in PyTorch's trace.
+    # A size that is unknown until run time may turn out to be 1, or 0. If a
+    # condition chose one of the two, OpenVINO would fix it to its value in the
+    # PyTorch trace.
     return ops.maximum(a, b) * ops.minimum(ops.minimum(a, b), 1)

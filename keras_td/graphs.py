@@ -1,7 +1,7 @@
 """The calls of a functional model, as its author made them.
 
-Keras writes the masks attached to tensors into the arguments of calls. Where a
-layer before gives others, they have to go.
+Keras writes the masks attached to tensors into the arguments of calls. They
+have to be removed, as replaced layers may return other masks.
 """
 
 import inspect
@@ -16,8 +16,8 @@ def calls(model):
     """The calls of a functional model, in order.
 
     Yields:
-        Tuples of the operation, its arguments by position and by name, but for
-        what Keras has added, and the list of its outputs.
+        Tuples of the operation, its positional and its keyword arguments
+        without those that Keras added, and the list of its outputs.
     """
     expressions = _Expressions()
     for node in internals.nodes_of(model):
@@ -28,7 +28,7 @@ def calls(model):
 
 
 def config_of(model):
-    """The config of a functional model, but for the masks that Keras has added.
+    """The config of a functional model, without the masks that Keras added.
 
     Its entries for layers are in the order of `model.operations`.
     """
@@ -43,7 +43,7 @@ def config_of(model):
 
 
 def _added_masks(node, expressions):
-    """The names of the arguments that are masks which Keras has added."""
+    """The names of the arguments that are masks added by Keras."""
     args, kwargs = node.arguments.args, node.arguments.kwargs
     return {
         name
@@ -53,9 +53,9 @@ def _added_masks(node, expressions):
 
 
 def _added_training(node):
-    """The name `training`, where its value is what Keras adds.
+    """The name `training`, if its value is the one that Keras adds.
 
-    Keras writes the masks of a call that is given anything by name nowhere.
+    Keras does not write down the masks of a call with keyword arguments.
     """
     parameters = inspect.signature(node.operation.call).parameters
     value = node.arguments.kwargs.get("training", inspect.Parameter.empty)
@@ -67,7 +67,7 @@ def _sources_of_masks(operation, args, kwargs):
     """The masks that Keras adds to a call without them.
 
     Returns:
-        List of the name of each, and of the argument whose masks it has.
+        List of pairs: the name of a mask, and the argument that it belongs to.
     """
     if not isinstance(operation, keras.Layer):
         return []
@@ -76,7 +76,7 @@ def _sources_of_masks(operation, args, kwargs):
     except TypeError:
         return []
     tensors = {k: v for k, v in bound.arguments.items() if has_tensors(v)}
-    # Those that Keras has added come after it has looked for these.
+    # Keras looks for tensors before it adds their masks.
     added = {"mask", *(f"{name}_mask" for name in tensors)}
     others = {k: v for k, v in tensors.items() if k not in added}
     if len(others) == 1:
@@ -100,10 +100,10 @@ def _are_masks(nest, tensors, expressions):
 
 
 class _Expressions:
-    """Numbers symbolic tensors, and gives those of one value one number.
+    """Numbers symbolic tensors; those of equal value have equal numbers.
 
-    In a loaded model, the masks that are written in its graph are other tensors
-    than those attached to tensors, of the same operations.
+    In a loaded model, the masks in its graph are not the tensors attached as
+    masks, but come from equal operations.
     """
 
     def __init__(self):
@@ -111,7 +111,7 @@ class _Expressions:
         self._of_tensors = {}
 
     def of(self, x):
-        """The number of a tensor; of all else, what it is in words."""
+        """The number of a tensor, or the `repr` of anything else."""
         if not keras.backend.is_keras_tensor(x):
             return repr(x)
         # A graph may be deeper than Python's stack.
@@ -144,6 +144,6 @@ def _is_end(node):
 
 
 def _inputs(x):
-    """The tensors that an operation which is no layer makes one of."""
+    """The inputs of the operation that makes a tensor, if it is not a layer."""
     node, _ = internals.node_of(x)
     return [] if _is_end(node) else node.input_tensors

@@ -1,4 +1,4 @@
-"""What a layer gives for all time steps, told without a call on tensors."""
+"""Infers output shapes and masks without a call on tensors."""
 
 import functools
 
@@ -12,7 +12,7 @@ from keras_td.arguments import symbols_of_shapes
 
 
 def output_shapes(layer, dtype, input_shape, args, kwargs):
-    """The shapes of the outputs for shapes of the arguments."""
+    """The shapes of the outputs for given shapes of the arguments."""
     symbols = functools.partial(symbols_of_shapes, dtype=dtype)
     arguments = gather(
         symbols(input_shape),
@@ -40,7 +40,7 @@ def masks(layer, inputs, mask, compute_output_shape):
         layer: The layer.
         inputs: Nest of tensors `(batch, time, ...)`.
         mask: Nest of their masks, or `None`.
-        compute_output_shape: Function that tells the shapes of the outputs, if
+        compute_output_shape: Function that infers the shapes of the outputs, if
             it can.
     """
     if not masks_of.any_mask(mask) and not layer_kinds.makes_masks(layer):
@@ -60,6 +60,6 @@ def masks(layer, inputs, mask, compute_output_shape):
     try:
         outputs = symbols_of_shapes(compute_output_shape(trees.shapes(inputs)))
     except Exception:
-        # Keras cannot tell them of the inputs alone.
+        # Keras cannot infer them from the inputs alone.
         outputs = trees.map_tensors(lambda _: None, output_masks)
     return calling.propagated_masks(layer, arguments, outputs, output_masks)

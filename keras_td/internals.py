@@ -1,4 +1,4 @@
-"""What Keras has and does not export, each with the reason to look at it."""
+"""Private parts of Keras, each with the reason for using it."""
 
 import keras
 
@@ -6,7 +6,7 @@ import keras
 def layers_of(layer, include_self=True, recursive=True):
     """All layers in a layer.
 
-    `Model.layers` is public, and tells of models and of their own layers alone.
+    `Model.layers` is public, but only for models and their direct layers.
     """
     return layer._flatten_layers(include_self, recursive)
 
@@ -14,20 +14,20 @@ def layers_of(layer, include_self=True, recursive=True):
 def own_weights(layer):
     """The weights of a layer itself that train unless it is frozen.
 
-    `trainable_variables` is public, and empty where it is frozen.
+    `trainable_variables` is public, but empty if the layer is frozen.
     """
     return layer._trainable_variables
 
 
 def own_metrics(layer):
-    """The metrics of a layer itself. `metrics` has those of others as well."""
+    """The metrics of a layer itself; `metrics` includes those of others."""
     return list(layer._metrics)
 
 
 def is_recomputed(layer):
-    """Whether a layer was made in a `keras.RematScope`, for Keras to trace.
+    """Whether a layer was made in a `keras.RematScope`.
 
-    The scope is public, and what it does to a layer is not.
+    The scope is public, but what it does to a layer is not.
     """
     return bool(getattr(layer, "_remat_mode", None))
 
@@ -35,15 +35,15 @@ def is_recomputed(layer):
 def is_made_in_scope(variable):
     """Whether a variable was made in a `StatelessScope` that is still open.
 
-    Its `value` is public, and that of the scope or its initializer's.
+    `value` is public, but returns that of the scope or of the initializer.
     """
     return variable._value is None
 
 
 def forget_losses(layer, losses):
-    """Lets a layer forget losses that it has added; returns their ids.
+    """Makes a layer forget losses that it has added; returns their ids.
 
-    Keras knows them by their id, which another gets when one is gone.
+    Keras tracks losses by id, and Python reuses the id of a loss that is gone.
     """
     found = layer._loss_ids & set(map(id, losses))
     layer._loss_ids -= found
@@ -53,7 +53,7 @@ def forget_losses(layer, losses):
 def mask_of(x):
     """The mask attached to a tensor, if tensors have attributes.
 
-    Keras has no public way to ask for it outside of the call of a layer.
+    Keras has no public way to get it outside the call of a layer.
     """
     return getattr(x, "_keras_mask", None)
 
@@ -70,7 +70,7 @@ def set_mask(x, mask):
 def operation_of(x):
     """The operation that a symbolic tensor comes from, or `None`.
 
-    `keras.Function` is public, and finds the operations of whole models.
+    `keras.Function` is public, but only finds the operations of whole models.
     """
     history = getattr(x, "_keras_history", None)
     return getattr(history, "operation", None)
@@ -79,7 +79,7 @@ def operation_of(x):
 def node_of(x):
     """The call that a symbolic tensor comes from, and which output it is.
 
-    A call is `None` for a tensor that comes from none.
+    The call is `None` for a tensor that comes from none.
     """
     history = getattr(x, "_keras_history", None)
     if history is None or history.operation is None:
@@ -89,17 +89,17 @@ def node_of(x):
 
 
 def outputs_of(layer):
-    """The symbolic tensors that a layer has returned, of all its calls.
+    """The symbolic tensors that a layer has returned, in all its calls.
 
-    `output` is public, and raises where there are several calls.
+    `output` is public, but raises if there are several calls.
     """
     return [y for node in calls_of(layer) for y in node.output_tensors]
 
 
 def uncalled(operation):
-    """A copy of an operation, of the same values, without its calls.
+    """A copy of an operation with the same attributes, but without its calls.
 
-    `get_config` is public, and knows functions and tuples no more.
+    `get_config` is public, but loses functions and tuples.
     """
     copied = object.__new__(type(operation))
     calls: dict = {"_inbound_nodes": [], "_outbound_nodes": []}
@@ -113,7 +113,7 @@ def calls_of(operation):
 
 
 def is_called(layer):
-    """Whether a layer has symbolic outputs, but for those it begins with."""
+    """Whether a layer was called on symbolic tensors since it was created."""
     begins_with = isinstance(layer, (keras.Function, keras.layers.InputLayer))
     return len(calls_of(layer)) > begins_with
 
@@ -121,8 +121,8 @@ def is_called(layer):
 def nodes_of(model):
     """The calls in a functional model, in order.
 
-    `keras.models.clone_model` is public, and tells the function that it calls
-    nothing of the tensors of the model that it copies.
+    `keras.models.clone_model` is public, but does not pass the tensors of the
+    original model to the function that it calls.
     """
     by_depth = model._nodes_by_depth
     return [
@@ -136,7 +136,7 @@ def nodes_of(model):
 def arguments_of_compile(model):
     """What a model was compiled with.
 
-    `get_compile_config` is public, and has functions by their names.
+    `get_compile_config` is public, but gives functions by name.
     """
     return dict(model._compile_config.config)
 
@@ -148,17 +148,17 @@ def optimized_variables(optimizer):
 
 
 # The seed that a `keras.random.SeedGenerator` was given, or `None`. Its config
-# has it too, but on PyTorch Keras's dropout looks here.
+# has it too, but on PyTorch, Keras's dropout reads this attribute.
 INITIAL_SEED = "_initial_seed"
 
 
 def loop_over_time(cell, sequences, states):
     """Keras's loop over time, around any cell.
 
-    `keras.ops.scan` is public, and XLA finds no gradients of it on TensorFlow.
+    `keras.ops.scan` is public, but XLA has no gradients for it on TensorFlow.
 
     Returns:
-        Tuple of the last output, of all outputs and of the last states.
+        Tuple of the last output, all outputs and the last states.
     """
     rnn = keras.layers.RNN(cell, return_sequences=True, name="loop")
     return rnn.inner_loop(sequences, states, None)

@@ -1,4 +1,4 @@
-"""What a layer does with masks, samples and state, as its class tells it."""
+"""What a layer does with masks, samples and state, according to its class."""
 
 import functools
 import inspect
@@ -8,7 +8,7 @@ import keras
 
 from keras_td import internals
 
-# They line a mask up with the last axes; a ConvLSTM not on each backend.
+# They align a mask with the last axes; a ConvLSTM not on every backend.
 _BROADCASTING_MASKS = (
     keras.layers.Softmax,
     keras.layers.ConvLSTM1D,
@@ -21,7 +21,7 @@ _CONVOLUTIONS = (
     *(getattr(keras.layers, f"DepthwiseConv{n}D") for n in (1, 2)),
     *(getattr(keras.layers, f"SeparableConv{n}D") for n in (1, 2)),
 )
-# They give masks only to what comes with one.
+# They give masks only to outputs of inputs that have one.
 _PASSING_MASKS_ON = (
     keras.Layer.compute_mask,
     keras.layers.RNN.compute_mask,
@@ -30,7 +30,7 @@ _PASSING_MASKS_ON = (
 
 
 def is_from(fn, *packages):
-    """Whether a function is of one of these packages, by their names."""
+    """Whether a function is from one of these packages, given by name."""
     return (fn.__module__ or "").split(".")[0] in packages
 
 
@@ -47,7 +47,7 @@ def is_recurrent(layer):
 
 
 def broadcasts_masks(layer):
-    """Whether a layer takes a mask for one of the last axes of its inputs."""
+    """Whether a layer takes a mask to be one of the last axes of its inputs."""
     if isinstance(layer, keras.layers.Bidirectional):
         layer = layer.forward_layer
     return isinstance(layer, _BROADCASTING_MASKS)
@@ -74,23 +74,23 @@ def reads_masks(layer):
 
 
 def is_custom_reader(layer):
-    """Whether only layers of a user's own read masks in a layer."""
+    """Whether a layer has layers that read masks, and all are custom layers."""
     readers = _mask_readers(layer)
     return bool(readers) and all(map(_is_custom, readers))
 
 
 def has_custom_reader(layer):
-    """Whether a layer of a user's own, this or one inside, reads masks."""
+    """Whether a custom layer, this one or one inside, reads masks."""
     return any(map(_is_custom, _mask_readers(layer)))
 
 
 def makes_masks(layer):
-    """Whether a layer may give a mask to what comes without one."""
+    """Whether a layer may make a mask for inputs without one."""
     return type(layer).compute_mask not in _PASSING_MASKS_ON
 
 
 def makes_masks_inside(layer):
-    """Whether a layer inside of another may give a mask to what has none."""
+    """Whether a layer inside another may make a mask for inputs without one."""
 
     def makes(inner):
         if isinstance(inner, keras.layers.Embedding):
@@ -123,7 +123,7 @@ def _reads_masks_itself(layer):
 
 @functools.lru_cache
 def _class_reads_masks(cls):
-    # These hand a mask on, or find it out in another way.
+    # These pass a mask on, or get it in another way.
     models = issubclass(cls, keras.Model) and is_from(cls.call, "keras")
     if models or issubclass(cls, keras.layers.BatchNormalization):
         return False
@@ -134,7 +134,7 @@ def _class_reads_masks(cls):
 
 
 def has_mask_argument(layer):
-    """Whether the call of a layer takes its mask by name."""
+    """Whether the `call` of a layer has a `mask` argument."""
     return _class_has_mask_argument(layer.__class__)
 
 
@@ -144,7 +144,7 @@ def _class_has_mask_argument(cls):
 
 
 def required_options(layer):
-    """What a layer cannot be called without, of what Keras passes to layers."""
+    """Which of `training` and `mask` a layer cannot be called without."""
     if isinstance(layer, keras.layers.Lambda):
         return dict.fromkeys(_required_by(layer.function))
     return dict.fromkeys(_required_by(layer.__class__.call))
@@ -162,9 +162,9 @@ def _required_by(call):
 
 
 def unquantized(policy):
-    """The dtype policy of a wrapper of a layer.
+    """The dtype policy of a wrapper, for that of its layer.
 
-    The wrapper holds no weights to quantize, and Keras would ask it for a
+    The wrapper has no weights to quantize, but Keras would ask it for a
     quantized call.
     """
     if policy.quantization_mode is None:

@@ -4,17 +4,17 @@ import copy
 
 import keras
 
-# Without these, Keras reads a config as one of Keras 2.
+# Without these, Keras reads a config as a Keras 2 config.
 _OF_KERAS_3 = "module", "registered_name", "build_config"
 
 
 def layer_from_config(config, custom_objects=None):
-    """Makes a layer that another wraps from its config.
+    """Makes a wrapped layer from its config.
 
-    Keras reads configs of Keras 2 in whole models alone.
+    Keras reads Keras 2 configs only in whole models.
 
     Raises:
-        TypeError: if it is of neither.
+        TypeError: if it is a config of neither version.
     """
     try:
         return keras.saving.deserialize_keras_object(

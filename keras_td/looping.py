@@ -18,13 +18,13 @@ from keras_td.stateless import Carry
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """Calls of a layer, some in each iteration of a loop.
+    """A loop with one or more calls of a layer in each iteration.
 
     Args:
         call: The `StatelessCall`.
-        recompute: Makes a function that is computed again in the backward pass
-            of another. `None` leaves it as it is.
-        fixed: List of tensors that serve all steps.
+        recompute: Wraps a function so that the backward pass recomputes it.
+            `None` recomputes nothing.
+        fixed: List of tensors used at every step.
         changed: Which variables a call changes.
     """
 
@@ -37,7 +37,7 @@ class Loop:
         """Makes calls on `sizes` steps in each iteration.
 
         Returns:
-            Tuple of the outputs and of the new `Carry`.
+            Tuple of the outputs and the new `Carry`.
         """
         sequences, inputs_of = _sequences(moving, iterations, sum(sizes))
         changing, constant = trees.split(carry.values, self.changed)
@@ -51,7 +51,7 @@ class Loop:
 
 
 class _Body:
-    """The body of a loop, as a cell of Keras's.
+    """The body of a loop, as a Keras RNN cell.
 
     The structure of its outputs is known once it is traced.
     """
@@ -100,18 +100,18 @@ class _Body:
         self.structure = trees.symbols(outputs)
         if sorted(carry.losses) != self.losses:
             raise ValueError(
-                "In a compiled function, a layer that is called on some steps "
+                "In a compiled function, a layer that is called on a few steps "
                 "at a time (`steps_per_call`, `share_randomness`) must add the "
-                "same losses in each call. Received: one in a later call that "
-                "the first has not."
+                "same losses in each call. Received: a later call that adds "
+                "other losses than the first."
             )
         changing, others = trees.split(carry.values, self.loop.changed)
         if any(a is not b for a, b in zip(constant, others, strict=True)):
             raise ValueError(
-                "In a compiled function, a layer that is called on some steps "
+                "In a compiled function, a layer that is called on a few steps "
                 "at a time (`steps_per_call`, `share_randomness`) must assign "
-                "to the same variables in each call. Received: one that a "
-                "later call assigns to and the first does not."
+                "to the same variables in each call. Received: a variable that "
+                "a later call assigns to but the first does not."
             )
         sums = [carry.losses[key] for key in self.losses]
         return carry.token, (tuple(trees.tensors(outputs)), changing, sums)
@@ -132,25 +132,25 @@ def _as_list(token):
 
 
 def _sequences(tensors, iterations, steps):
-    """What the loop reads of tensors `(batch, time, ...)`.
+    """Packs tensors `(batch, time, ...)` for the loop.
 
     Returns:
         Tuple of the tensor `(1, iterations, batch, features)` that the loop
-        goes through, and of the function that gives an iteration's tensors.
+        iterates over, and the function that returns an iteration's tensors.
     """
     floats = [trees.has_dtype(x, "float") for x in tensors]
     tensors = folding.with_same_batch(tensors)
     stacked = [time_axis.split(x, iterations, steps) for x in tensors]
     read, indexed = trees.split(stacked, floats)
     specs = [(folding.sizes(x)[1:], x.dtype) for x in read]
-    # The batch is an axis of its own, which devices may share.
+    # The batch stays a separate axis, which may be sharded across devices.
     batch = folding.sizes(stacked[0])[1] if stacked else 1
     read = [
         ops.reshape(x, (1, iterations, batch, math.prod(inner)))
         for x, ((_, *inner), _) in zip(read, specs, strict=True)
     ]
-    # The loop transposes again. With nothing in between, as for one tensor
-    # alone, tf2onnx takes the two transpositions for inverse to one another.
+    # The loop transposes again. With nothing in between, as for a single
+    # tensor, tf2onnx takes the two transpositions to be inverses.
     nothing = ops.zeros(
         (1, iterations, batch, 1), read[0].dtype if read else None
     )

@@ -1,4 +1,4 @@
-"""The losses that a layer adds in several calls: a mean over the steps."""
+"""Averages the losses that a layer adds in several calls over the steps."""
 
 import collections
 
@@ -12,8 +12,8 @@ def take(scope, layer):
     """Takes the losses that the layer has added out of the scope.
 
     Returns:
-        Dict of the losses. The layer inside that adds one and the place of it
-        among those that it adds tell which it is.
+        Dict of the losses. A key holds the inner layer that adds the loss, and
+        its position among the losses of that layer.
     """
     losses, scope.losses = scope.losses, []
     places: collections.Counter = collections.Counter()
@@ -32,7 +32,7 @@ def take(scope, layer):
 
 
 def add(totals, losses):
-    """Sums losses, and their weights, of calls that need not add the same."""
+    """Sums losses, and their weights; calls need not add the same losses."""
     both = dict(totals)
     for key, (loss, weight) in losses.items():
         total, sum_of_weights = both.get(key, (0, 0))
@@ -43,24 +43,24 @@ def add(totals, losses):
 def weighted(losses, steps):
     """What each loss adds to its mean over the calls: a sum and a weight.
 
-    In 16 bits, neither has room for many steps.
+    They have at least 32 bits: 16 are too few for many steps.
 
     Args:
         losses: Dict of losses.
         steps: How many steps the call has seen, or `None` if all of them.
 
     Raises:
-        ValueError: if a loss of some steps is no scalar.
+        ValueError: if a loss of some of the steps is not a scalar.
     """
     sums = {}
     for key, loss in losses.items():
         if steps is not None and len(loss.shape):
             raise ValueError(
-                "Where the layer is called on some steps at a time "
+                "If a layer is called on a few steps at a time "
                 "(`steps_per_call`, `share_randomness`), the losses that it "
-                "adds must be scalars, of which the mean over the steps is "
-                "taken. Reduce them with `keras.ops.mean`. Received: a loss of "
-                f"shape {tuple(loss.shape)}."
+                "adds must be scalars, as they are averaged over the steps. "
+                "Reduce them with `keras.ops.mean`. Received: a loss of shape "
+                f"{tuple(loss.shape)}."
             )
         wide = "float64" if trees.dtype(loss) == "float64" else "float32"
         weight = ops.cast(1 if steps is None else steps, wide)

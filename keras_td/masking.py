@@ -1,4 +1,4 @@
-"""Which masks the wrapped layer sees, and which masks leave."""
+"""Which masks the wrapped layer sees, and which its outputs carry."""
 
 import functools
 
@@ -14,19 +14,18 @@ from keras_td import trees
 
 
 def for_layer(masks, tensors, layer, valid):
-    """The masks that the wrapped layer sees, of folded ones.
+    """The folded masks that the wrapped layer sees.
 
-    A mask of whole steps tells nothing about the inside of a step, so only
-    layers of a user's own get it, if a step is a vector, where it is like any
-    mask, or if they cannot be called without. A row of a padded step is shown
-    as valid throughout: no layer can make a mean, or cuDNN a sequence, of
-    nothing.
+    A mask of whole steps says nothing about the inside of a step. So a layer
+    only gets it if it cannot be called without a mask, or if it is a custom
+    layer and a step is a vector. A padded step is shown as valid throughout: no
+    layer can average over nothing, and cuDNN rejects empty sequences.
 
     Args:
         masks: Nest of masks `(batch * time, ...)`.
         tensors: Nest of their tensors.
         layer: The wrapped layer.
-        valid: Which rows are no padding, or `None`.
+        valid: Which rows are not padding, or `None`.
     """
     if not masks_of.any_mask(masks):
         return masks
@@ -36,7 +35,7 @@ def for_layer(masks, tensors, layer, valid):
 
 def _for_layer(layer, valid, mask, x):
     if len(mask.shape) == 1 and layer_kinds.keeps_state(layer):
-        # The state of a padded step is that of the step before.
+        # A padded step keeps the state of the step before.
         mask = folding.repeat_along(mask, x) if len(x.shape) > 2 else mask
     if len(mask.shape) == 1:
         of_vectors = len(x.shape) <= 2 and layer_kinds.is_custom_reader(layer)
@@ -56,10 +55,10 @@ def _for_layer(layer, valid, mask, x):
 
 
 def are_of_padding(masks, layer):
-    """Whether all masks of a nest tell of padding.
+    """Whether all masks of a nest mark padding.
 
-    What is neither of booleans nor of steps, a layer of a user's own may take
-    for weights, or add to its scores.
+    A custom layer may use a mask that is neither boolean nor of whole steps as
+    weights, or add it to its scores.
     """
     return not layer_kinds.has_custom_reader(layer) or all(
         mask is None or len(mask.shape) == 2 or trees.has_dtype(mask, "bool")
@@ -68,13 +67,13 @@ def are_of_padding(masks, layer):
 
 
 def has_inner_axes(masks):
-    """Whether any of folded masks says something about the inside of a step."""
+    """Whether any folded mask says something about the inside of a step."""
     found = (m for nest in masks.values() for m in trees.flatten(nest))
     return any(m is not None and len(m.shape) > 1 for m in found)
 
 
 class Original:
-    """A mask `(batch, time, ...)` that a layer passed on as it came."""
+    """A mask `(batch, time, ...)` that a layer passed on unchanged."""
 
     def __init__(self, mask):
         self.mask = mask
@@ -84,8 +83,8 @@ def output_masks(outputs, seen, originals):
     """The masks on the folded outputs of a layer.
 
     Returns:
-        Nest of masks `(batch * time, ...)`. In place of one that the layer
-        passed on untouched, it has the `Original` one.
+        Nest of masks `(batch * time, ...)`. Masks that the layer passed on
+        unchanged are replaced by the `Original` ones.
     """
     masks = restore_originals(masks_of.get_masks(outputs), seen, originals)
 
@@ -93,14 +92,14 @@ def output_masks(outputs, seen, originals):
         rows = mask.shape[0], y.shape[0]
         if folding.differ(*rows) and not folding.is_size(rows[0], 1):
             return None
-        # A mask of one row, as of causal attention scores, serves all samples.
+        # A mask of one row, as of causal attention scores, is for all samples.
         return folding.repeat_row(mask, y)
 
     return trees.map_tensors(of_rows, masks, outputs)
 
 
 def restore_originals(masks, seen, originals):
-    """Puts the original masks in place of those passed on untouched."""
+    """Replaces masks that were passed on unchanged with the original ones."""
     if not masks_of.any_mask(masks):
         return masks
     pairs = _pairs(seen, originals)
@@ -111,7 +110,7 @@ def restore_originals(masks, seen, originals):
 
 
 def restore_uncut(masks, cut, originals):
-    """Puts masks in place of those that were cut out of them."""
+    """Replaces cut masks with the masks that they were cut from."""
     original = {id(after): before for after, before in _pairs(cut, originals)}
 
     def restore_one(mask):
@@ -136,8 +135,8 @@ def _pairs(a, b):
 
 
 def _unconverted(mask):
-    # Unlike others, a symbolic tensor becomes a new one in the hands of
-    # `ops.convert_to_tensor`, which Keras's attention layers call.
+    # Keras's attention layers call `ops.convert_to_tensor`, which returns a new
+    # tensor for a symbolic one, unlike for others.
     operation = internals.operation_of(mask)
     if operation and operation.name.startswith("convert_to_tensor"):
         return operation.input
@@ -145,10 +144,10 @@ def _unconverted(mask):
 
 
 def reduce_to_fit(mask, shape):
-    """A mask that fits an output: one of its leading axes, not of the last.
+    """Makes a mask fit an output: one of its leading axes, not of the last.
 
-    Attention and pooling of public code pass on a mask of words to a vector for
-    each sentence. Such a mask leaves as one of sentences.
+    Some public attention and pooling layers pass a mask of words on to a vector
+    for each sentence. It is reduced to a mask of sentences.
     """
     rank, inner = len(mask.shape), zip(mask.shape[2:], shape[2:], strict=False)
     if rank == 2 or (
@@ -161,10 +160,10 @@ def reduce_to_fit(mask, shape):
 def step_mask(masks):
     """Which steps hold anything valid, `(batch, time)`.
 
-    Where several inputs have masks, a step is valid if it is in any of them.
-    Keras writes the masks of symbolic tensors into the graph of a model. This
-    one depends on the incoming masks alone, so that no layer of the model has
-    to be deeper for it: the order of layers and weights is that of their depth.
+    If several inputs have masks, a step is valid if it is in any of them. Keras
+    writes the masks of symbolic tensors into the graph of a model, and orders
+    layers and weights by depth. This mask depends only on the incoming ones, so
+    it makes no layer deeper.
     """
     found = [m for m in trees.flatten(masks) if m is not None]
     if not found:
@@ -182,7 +181,7 @@ def _step_mask(*masks):
 
 @keras.saving.register_keras_serializable(package="keras_td")
 class StepMask(keras.Operation):
-    """Which steps hold anything valid, as a step of a functional model."""
+    """Which steps hold anything valid, as an operation of a model's graph."""
 
     def call(self, *masks):
         return _step_mask(*masks)
@@ -193,7 +192,7 @@ class StepMask(keras.Operation):
 
 
 def _reduce(mask, rank):
-    # Of several axes at a time, older Keras loses count on PyTorch.
+    # On PyTorch, older Keras miscounts several axes that are reduced at once.
     for _ in mask.shape[rank:]:
         mask = ops.any(mask, axis=-1)
     return mask

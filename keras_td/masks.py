@@ -1,7 +1,7 @@
 """The masks attached to tensors, as Keras attaches them.
 
-They are kept here in nests like those of their tensors, `None` where there is
-no mask.
+Masks are in nests like those of their tensors, with `None` where there is no
+mask.
 """
 
 import collections
@@ -43,7 +43,7 @@ def any_mask(masks):
 
 
 def any_of(masks):
-    """Whether there is any in a dict of nests of masks."""
+    """Whether there is any mask in a dict of nests of masks."""
     return any(map(any_mask, masks.values()))
 
 
@@ -76,7 +76,7 @@ def check(masks, tensors):
 
 
 def without_warning(masks, layer):
-    """Lets no layer warn of a mask that it only seems to destroy."""
+    """Silences a layer's warning of a mask that it only seems to destroy."""
     if layer.supports_masking or not any_of(masks):
         return contextlib.nullcontext()
     return _silence.of_layer(layer)
@@ -86,8 +86,9 @@ class _Silence:
     """Silences the warning of a layer that it destroys the mask it is given.
 
     The wrapper passes the mask on, so what Keras warns of does not happen.
-    Python's own context for warnings is one for all threads, and puts back what
-    another one has changed. Here the last thread to leave takes one filter out.
+    `warnings.catch_warnings` is shared by all threads, and would undo what
+    another thread has changed. Here the last thread to leave removes one
+    filter.
     """
 
     def __init__(self):
@@ -101,8 +102,8 @@ class _Silence:
         message = re.compile(f"{name}.* input with a mask")
         added = ("ignore", message, UserWarning, None, 0)
         with self.lock:
-            # `warnings.filterwarnings` would have Python forget of what it has
-            # warned once.
+            # `warnings.filterwarnings` would make Python repeat warnings that
+            # it shows only once.
             filters: Any = warnings.filters
             if added in filters:
                 filters.remove(added)
@@ -138,8 +139,8 @@ def _set_mask(x, mask):
 class _MaskWriter(keras.Layer):
     """Attaches the second of its inputs, a mask, to the first.
 
-    Arrays that take no attributes (JAX's tracers, NumPy's arrays) have their
-    masks in a table of Keras's own, which only the call of a layer reaches.
+    Keras keeps the masks of arrays that take no attributes (JAX tracers, NumPy
+    arrays) in a table that only the call of a layer can access.
     """
 
     def __init__(self):

@@ -8,7 +8,7 @@ import keras
 
 
 class Options(TypedDict, total=False):
-    """The arguments of this layer alone, with their types."""
+    """The arguments that only this layer has, with their types."""
 
     steps_per_call: int | None
     remat: bool
@@ -20,7 +20,7 @@ OPTIONS = tuple(Options.__annotations__)
 
 
 class LayerOptions(TypedDict, total=False):
-    """The arguments of every layer of Keras."""
+    """The arguments of every Keras layer."""
 
     name: str | None
     dtype: str | dict[str, Any] | keras.DTypePolicy | None
@@ -34,16 +34,15 @@ class CallOptions(NamedTuple):
     """How the wrapped layer is called.
 
     Args:
-        steps: How many time steps a call sees, but the first, which sees what
-            remains. `None` is all.
-        remat: Whether the backward pass computes each call again.
+        steps: How many time steps each call sees, except the first, which sees
+            the remainder. `None` means all.
+        remat: Whether the backward pass recomputes each call.
         share_randomness: Whether every call draws the same random numbers.
-        skip_masked: Whether only the run tells which steps of a call are valid,
-            to be called on these alone, and only if there are any.
+        skip_masked: Whether each call finds its valid steps at run time, and is
+            made only on these, and only if there are any.
         training: Whether the layer trains.
-        all_at_once: Whether a call is made where no step of it is valid, too.
-        parts: The numbers of steps that the calls see, if they are not the
-            same.
+        all_at_once: Whether a call is made even if none of its steps is valid.
+        parts: The numbers of steps that the calls see, if they differ.
     """
 
     steps: int | None
@@ -56,17 +55,17 @@ class CallOptions(NamedTuple):
 
     @property
     def are_defaults(self):
-        """Whether the layer is called once, and no more is asked for."""
+        """Whether the layer is called once, and nothing else is asked for."""
         return not (self.steps or self.remat or self.skip_masked)
 
     @property
     def in_parts(self):
-        """Whether only the run tells which parts have a valid step."""
+        """Whether it is known only at run time which parts have valid steps."""
         return self.skip_masked and self.parts is not None
 
     @classmethod
     def of(cls, wrapper, training=None):
-        """The options that a wrapper has been given."""
+        """The options of a wrapper."""
         return cls(
             1 if wrapper.share_randomness else wrapper.steps_per_call,
             wrapper.remat,

@@ -1,4 +1,4 @@
-"""The layers and optimizers that functions use, as their code tells."""
+"""Finds the layers and optimizers that the code of functions uses."""
 
 import dis
 import functools
@@ -10,11 +10,11 @@ from keras_td import layer_kinds
 
 
 def used(functions, by=None):
-    """Finds the layers and optimizers that functions have from outside.
+    """Finds the layers and optimizers that functions use from outside.
 
     Args:
-        functions: Iterable of functions, and of all else that may hold some.
-        by: The object whose functions they are. What it holds is no matter.
+        functions: Iterable of functions, and of objects that may hold some.
+        by: The object whose functions they are. What it holds does not count.
 
     Yields:
         Each layer and each optimizer once.
@@ -40,7 +40,7 @@ def used(functions, by=None):
 
 
 def _used_by(function):
-    """What the code of a function names, and the attributes of that."""
+    """The objects that the code of a function names, and their attributes."""
     if layer_kinds.is_from(function, "keras"):
         return []
     defaults = *(function.__defaults__ or ()), function.__kwdefaults__ or {}
@@ -48,7 +48,7 @@ def _used_by(function):
     found = [*defaults, *known.nonlocals.values()]
     for code in _codes(function.__code__):
         names.update(code.co_names)
-        # The names of attributes are no variables.
+        # The names of attributes are not variables.
         used = {
             x.argval
             for x in dis.get_instructions(code)

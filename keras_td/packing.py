@@ -1,4 +1,4 @@
-"""Valid time steps moved together, and what a layer makes of them moved back.
+"""Moves valid time steps together, and their outputs back.
 
 Every function takes `valid`, which steps are valid, of shape `(batch, time)`.
 """
@@ -14,20 +14,21 @@ from keras_td import masking
 from keras_td import trees
 
 # Where shapes must not depend on data, a layer is called on some of the parts
-# of 1/2, 1/4, 1/8 and 1/8 of the steps: on an eighth more than need be at most.
+# of 1/2, 1/4, 1/8 and 1/8 of the steps: at most an eighth more than needed.
 PARTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Which time steps go where, to be called in their new places.
+    """Which time steps move where for a call.
 
     Args:
         valid: Which steps are valid, `(batch, time)`.
         places: The folded step that each new place gets.
         new_places: The new place of each folded step, if it is valid.
         sizes: The batch and the time of the new places.
-        filled: Which new places get valid steps, of these sizes. `None` is all.
+        filled: Which new places get valid steps, of shape `sizes`. `None` means
+            all.
     """
 
     valid: Any
@@ -46,12 +47,12 @@ class Packing:
         )
 
     def unpack(self, results, packed, arguments):
-        """Moves what a layer has made back; what is not valid becomes zeros.
+        """Moves results back to their steps; other steps become zeros.
 
         Args:
-            results: Tuple of the outputs and of their masks.
+            results: Tuple of the outputs and their masks.
             packed: The packed `Arguments`.
-            arguments: The `Arguments` before that.
+            arguments: The `Arguments` before packing.
         """
         outputs, masks = results
         masks = masking.restore_uncut(masks, packed.masks, arguments.masks)
@@ -65,12 +66,12 @@ class Packing:
 
 
 def is_static(valid):
-    """Whether shapes must not depend on these values."""
+    """Whether shapes must not depend on the values of `valid`."""
     return _places_of(folding.fold(valid)) is None
 
 
 def count(valid):
-    """How many steps are valid; how many there are, if shapes are static."""
+    """How many steps are valid, or how many there are if shapes are static."""
     rows = folding.fold(valid)
     places = _places_of(rows)
     return folding.sizes(rows if places is None else places)[0]
@@ -79,7 +80,7 @@ def count(valid):
 def only_valid(valid, at_least_one=False):
     """Valid steps become the samples of a batch, with a time of 1.
 
-    Where shapes must not depend on data, they are `in_place`.
+    Where shapes must not depend on data, they stay `in_place`.
 
     Args:
         valid: Which steps are valid.
@@ -97,7 +98,7 @@ def only_valid(valid, at_least_one=False):
 
 
 def in_place(valid):
-    """Valid steps stay, and one of them takes the place of each other step."""
+    """Valid steps stay, and one of them replaces each of the other steps."""
     rows = folding.fold(valid)
     numbers = ops.arange(folding.sizes(rows)[0])
     places = ops.where(rows, numbers, ops.argmax(rows))
@@ -108,11 +109,11 @@ def valid_in_a_row(valid, steps):
     """Valid steps become the time steps of one sample, in the order of time.
 
     Args:
-        valid: Which steps are valid, whose values are at hand.
+        valid: Which steps are valid, with concrete values.
         steps: How many steps of all samples a call sees.
 
     Returns:
-        Tuple of the packing, and of how many of its steps each call sees.
+        Tuple of the packing, and how many of its steps each call sees.
     """
     batch, time = folding.sizes(valid)
     rows = _by_time(valid)
@@ -127,7 +128,7 @@ def valid_in_a_row(valid, steps):
 
 
 def valid_first(valid):
-    """Valid steps come first, in the order of time, in as many places."""
+    """Valid steps come first, in the order of time; sizes stay the same."""
     batch, time = folding.sizes(valid)
     rows = _by_time(valid)
     ranks = _ranks(rows)
@@ -147,10 +148,10 @@ def valid_first(valid):
 
 
 def in_parts(valid):
-    """Valid steps are in as few of some parts as hold them.
+    """Valid steps fill as few of the parts as can hold them.
 
     Returns:
-        Tuple of the packing, of a batch of 1, and of the sizes of the parts.
+        Tuple of the packing, with a batch of 1, and the sizes of the parts.
     """
     rows = folding.fold(valid)
     [size] = rows.shape
@@ -189,7 +190,7 @@ def _by_batch(x, batch, time):
 
 
 def _to_batch_major(places, batch, time):
-    """Places in `(batch * time,)`, of those in `(time * batch,)`."""
+    """Converts places in `(time * batch,)` to those in `(batch * time,)`."""
     return places % batch * time + places // batch
 
 
@@ -202,14 +203,14 @@ def _places_of(rows):
 
 
 def _in_order(rows):
-    """The places of rows: first of the valid ones, and then of the others."""
+    """The places of rows: first the valid ones, and then the others."""
     size = folding.sizes(rows)[0]
     numbers = ops.arange(size)
     return ops.argsort(ops.where(rows, numbers, numbers + size))
 
 
 def _ranks(rows):
-    """Which of the valid rows each row is, if it is one."""
+    """The rank of each valid row among the valid rows."""
     return ops.maximum(ops.cumsum(ops.cast(rows, "int32")) - 1, 0)
 
 

@@ -1,7 +1,7 @@
-"""Padded samples left out of the statistics of a batch.
+"""Leaves padded samples out of the statistics of a batch.
 
 `BatchNormalization` mixes the samples of a batch, so it has to know which of
-them are padding, wherever in the wrapped layer it is: behind a convolution too,
+them are padding, wherever it is in the wrapped layer: even after a convolution,
 which passes no mask on.
 """
 
@@ -22,7 +22,7 @@ from keras_td.scopes import without_autocast
 
 
 class _Known(threading.local):
-    """Which samples of the batch at hand are valid, `(batch * time,)`."""
+    """Which samples of the current batch are valid, `(batch * time,)`."""
 
     valid: Any = None
 
@@ -31,17 +31,17 @@ _known = _Known()
 
 
 def mixes_samples(layer):
-    """Whether what a layer makes of a sample depends on others in training."""
+    """Whether the outputs for a sample depend on other samples in training."""
     return bool(_normalizations(layer))
 
 
 def left_out_of_statistics(layer, valid):
-    """Lets each `BatchNormalization` in a layer leave padded samples out.
+    """Makes each `BatchNormalization` in a layer leave padded samples out.
 
     Args:
         layer: The wrapped layer.
-        valid: Which samples are no padding, of shape `(batch * time,)`, or
-            `None` if nothing is known of that.
+        valid: Which samples are not padding, of shape `(batch * time,)`, or
+            `None` if that is unknown.
     """
     if valid is None and _known.valid is None:
         return contextlib.nullcontext()
@@ -62,7 +62,7 @@ def _valid_samples_are(valid):
 
 
 def with_outer_validity(arguments):
-    """Tells `Arguments` which steps are valid for a call around this one."""
+    """Adds to `Arguments` which steps are valid in an outer call."""
     if _known.valid is None or is_inferring_shapes():
         return arguments
     like = arguments.first
@@ -75,14 +75,14 @@ def with_outer_validity(arguments):
 
 
 def _normalizations(layer):
-    """Those inside that can be told which samples are valid."""
+    """The normalizations inside that can be told which samples are valid."""
     return [
         inner
         for inner in internals.layers_of(layer)
         if isinstance(inner, keras.layers.BatchNormalization)
-        # What Keras computes again by itself is told nothing then.
+        # One that Keras itself recomputes cannot be told then.
         and not internals.is_recomputed(inner)
-        # To look at a signature takes long.
+        # Inspecting a signature is slow.
         and (
             _is_patched(inner)
             or "mask" in inspect.signature(inner.call).parameters
@@ -97,9 +97,9 @@ def _is_patched(normalization):
 class _CallWithoutPadding:
     """The call of a `BatchNormalization` that knows which samples are valid.
 
-    Keras attaches masks to tensors, and most layers lose them. So this takes
-    the place of `call` on the layer at hand, which it leaves as it is outside
-    of `left_out_of_statistics`.
+    Keras attaches masks to tensors, but most layers lose them. So this replaces
+    the layer's `call`, and only changes what it does inside
+    `left_out_of_statistics`.
     """
 
     def __init__(self, normalization):
@@ -121,7 +121,7 @@ class _CallWithoutPadding:
             return self.call(*bound.args, **bound.kwargs)
         rank = len(inputs.shape) - 1
         rows = folding.expand(valid, rank)
-        # One that does not fit was passed on by mistake.
+        # A mask that does not fit was passed on by mistake.
         if mask is None or len(mask.shape) > rank:
             mask = rows
         else:
@@ -130,7 +130,7 @@ class _CallWithoutPadding:
         state = self.normalization.non_trainable_variables
         before = without_autocast(lambda: [ops.copy(v.value) for v in state])
         outputs = self.call(*bound.args, **bound.kwargs)
-        # Of padding alone there are no statistics.
+        # Padding alone has no statistics.
         without_autocast(_restore_unless, ops.any(mask), state, before)
         return outputs
 
@@ -141,7 +141,7 @@ def _restore_unless(some, state, before):
 
 
 class _Remat(threads.Function):
-    """`keras.remat`, of a function that knows which samples are valid."""
+    """`keras.remat` for a function that knows which samples are valid."""
 
     def __call__(self, function):
         valid = _known.valid
@@ -159,15 +159,15 @@ _REMAT = [_Remat(keras, "remat")] if hasattr(keras, "remat") else []
 
 
 def _of_samples(valid, x):
-    """Which samples of `x` are valid, or `None` if it holds other ones."""
+    """Which samples of `x` are valid, or `None` if it holds other samples."""
     samples, rows = folding.sizes(x)[0], folding.sizes(valid)[0]
     if samples is rows or folding.is_size(samples, rows):
         return valid
     in_graph = [hasattr(tensor, "graph") for tensor in (valid, x)]
     if folding.differ(samples, rows) or in_graph == [False, True]:
-        # A function that TensorFlow traces by itself would keep `valid`.
+        # A function that TensorFlow traces on its own would keep `valid`.
         return None
-    # Of sizes that are not known before the run, they are the same or others.
+    # With sizes unknown until run time, they may be the same samples or others.
     place = ops.arange(samples) % rows
     others = ops.not_equal(samples, rows)
     return ops.logical_or(ops.take(valid, place, axis=0), others)

@@ -1,7 +1,7 @@
-"""Calls that need little: of a single tensor that has no mask.
+"""Fast paths for calls on a single tensor without a mask.
 
-Where nothing is compiled, a small layer takes less time than what other calls
-need around it.
+In eager calls, a small layer takes less time than the work that the general
+case needs around it.
 """
 
 import keras
@@ -18,9 +18,9 @@ from keras_td import trees
 def is_prepared(wrapper, inputs, args, kwargs):
     """Whether Keras's `Layer.__call__` of a wrapper would do nothing but call.
 
-    It converts arrays, checks inputs, builds, sets what variables are cast to,
-    hands masks on and adds losses. What it finds out of `training`, so does
-    that of the wrapped layer.
+    It converts arrays, checks inputs, builds, sets the dtype that variables are
+    cast to, passes masks on and adds losses. It also resolves `training`, but
+    the wrapped layer does so too.
     """
     return (
         not args
@@ -38,9 +38,9 @@ def is_prepared(wrapper, inputs, args, kwargs):
 
 
 def is_all_there_is(layer, inputs, options):
-    """Whether a layer has to be called once, with nothing else to see to.
+    """Whether a layer only has to be called once, with nothing else to do.
 
-    It is one of Keras's that holds no others, so it has neither a state nor
+    It is a Keras layer that holds no other layers, so it has neither state nor
     masks of its own.
     """
     return (

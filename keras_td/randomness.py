@@ -1,9 +1,9 @@
-"""Random numbers that several calls of a layer draw alike.
+"""Makes several calls of a layer draw the same random numbers.
 
 Keras's draws come from seeds, which are variables. Two kinds do not: those of
 Python's `random`, with which a layer may choose what to do, and on PyTorch
-those of a dropout without a seed. Their states are the process's own: other
-threads draw from them meanwhile, so they are left as they are.
+those of a dropout without a seed. Their states are global to the process: other
+threads draw from them meanwhile, so they are left unchanged.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class Draws:
 
     @contextlib.contextmanager
     def replayed(self):
-        """Lets this thread draw these numbers, the first of them first."""
+        """Makes this thread draw these numbers, from the first on."""
         outer = _thread.source
         with drawing_per_thread():
             _thread.source = _Source(self, outer)
@@ -36,16 +36,16 @@ class Draws:
 
 
 def drawing_per_thread():
-    """Keeps the draws of threads apart, as each of `Draws` does, for longer."""
+    """Keeps the draws of threads apart, for longer than one of `Draws` does."""
     return threads.patched(_FUNCTIONS)
 
 
 @contextlib.contextmanager
 def seeded():
-    """Lets this thread draw from Keras's seeds alone.
+    """Makes this thread draw only from Keras's seeds.
 
-    Keras has a quicker dropout on PyTorch for a generator that was given no
-    seed: it would draw from PyTorch's state.
+    On PyTorch, Keras has a faster dropout for a generator without a given seed:
+    it would draw from PyTorch's state.
     """
     outer, _thread.seeded = _thread.seeded, True
     try:
@@ -72,7 +72,7 @@ def shared_seeds(variables, values):
     @contextlib.contextmanager
     def sharing():
         for variable, seed in seeds:
-            # What is assigned to counts as changed.
+            # A variable that is assigned to counts as changed.
             if variable.value is not seed:
                 variable.assign(seed)
         with draws.replayed(), seeded():
@@ -82,7 +82,7 @@ def shared_seeds(variables, values):
 
 
 def others_change(variables, updates):
-    """Whether a call updates variables that are no seeds."""
+    """Whether a call updates variables that are not seeds."""
     return any(
         update is not None and not is_seed(variable)
         for variable, update in zip(variables, updates, strict=True)
@@ -102,7 +102,7 @@ _thread = _Thread()
 
 
 class _Source:
-    """Python's generator of one thread."""
+    """Python's random number generator for one thread."""
 
     def __init__(self, draws, outer):
         self.draws = draws
@@ -118,10 +118,10 @@ class _Source:
 
 
 class _InitialSeed:
-    """The seed that a generator was given: of those without one, any will do.
+    """The seed that a generator was given, or any seed if it was given none.
 
-    It takes the place of the attribute in all generators, as Keras knows of
-    some that no layer tracks.
+    It replaces the attribute of all generators, as Keras has some that no layer
+    tracks.
     """
 
     def __get__(self, generator, cls):
@@ -165,7 +165,7 @@ class _Function(threads.Function):
 class _Dropout(_Function):
     """`keras.random.dropout`, which draws from Keras's seed on PyTorch too.
 
-    There it does so where it is told the shape of what it draws.
+    There, it only does so if it is given a `noise_shape`.
     """
 
     def __call__(self, inputs, rate, noise_shape=None, seed=None):
@@ -174,7 +174,7 @@ class _Dropout(_Function):
         return self.function(inputs, rate, noise_shape, seed)
 
 
-# Those of a module are methods of one generator, and call these two of it.
+# The functions of `random` are methods of one generator, and call these two.
 _GENERATOR = random._inst
 _FUNCTIONS = _Functions(
     (

@@ -1,4 +1,4 @@
-"""References in configs, in place of the layers and functions they tell of."""
+"""References in configs that replace layers and functions."""
 
 import functools
 import inspect
@@ -15,22 +15,22 @@ _NAME = "keras_td>Reference"
 
 
 class References:
-    """Entries in configs that Keras makes copies of, or what was there itself.
+    """Entries in configs from which Keras makes copies, or the same objects.
 
     Args:
-        clone: Function that copies a layer, or another object of Keras.
+        clone: Function that copies a layer, or another Keras object.
     """
 
     def __init__(self, clone):
         self._clone = clone
-        # What Keras takes for their classes, by the names of these.
+        # What Keras takes for their classes, by class name.
         self.classes = {}
 
     def in_config(self, config, functions, x):
-        """Puts references in place of layers and functions in a config.
+        """Replaces layers and functions in a config with references.
 
-        So copies share what the originals share, and functions, of which no
-        config tells all, are the same.
+        So copies share what the originals share, and use the same functions,
+        which no config describes completely.
         """
         replaced = functools.partial(
             self._replaced, configs.Held(x), configs.takes_values(x)
@@ -45,7 +45,7 @@ class References:
         }
 
     def _replaced(self, held, takes_values, entry):
-        """A value in a config, with references in place of what is held."""
+        """A value in a config, with what is held replaced by references."""
         replaced = functools.partial(self._replaced, held, takes_values)
         if isinstance(entry, (list, tuple)):
             # Matrices are long.
@@ -71,7 +71,7 @@ class References:
         return entry if takes_values else configs.serialized(entry)
 
     def to(self, x, entry=None):
-        """An entry in a config that Keras makes `x`, or its copy, of."""
+        """An entry in a config from which Keras makes `x`, or its copy."""
         known = entry or {"class_name": "Reference", "config": {}}
         known = {k: v for k, v in known.items() if k != "build_config"}
         is_called = "inbound_nodes" in known
@@ -80,7 +80,7 @@ class References:
         return {**known, "module": __name__, "registered_name": name}
 
     def forget(self, clone):
-        """Gives an object the configs themselves that it keeps for its own."""
+        """Removes references from configs that an object has as attributes."""
         if isinstance(clone, keras.Operation):
             for name, value in list(vars(clone).items()):
                 plain = self._without_references(value)
@@ -102,7 +102,7 @@ class References:
 
 
 class _Reference:
-    """What Keras takes for a class, to make one object of any config.
+    """What Keras takes for a class; makes one object, whatever the config.
 
     Args:
         is_called: Whether it is in the config of a graph, which numbers calls.
@@ -120,7 +120,7 @@ class _Reference:
         if self._is_called and internals.is_called(clone):
             raise CannotCopyError(
                 f"`{clone.name}` is called in the config of a model that a "
-                "layer holds, and elsewhere. Let the layer have the model "
-                "itself in its config, not what its `get_config` returns."
+                "layer holds, and elsewhere. Put the model itself in the "
+                "config of the layer, not the result of its `get_config`."
             )
         return clone

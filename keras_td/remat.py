@@ -1,4 +1,4 @@
-"""A call that is computed again in the backward pass, as by `keras.remat`."""
+"""Recomputes a call in the backward pass, with `keras.remat`."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ def values_for(layer, values):
     """The values of a layer's variables, as a recomputed call takes them."""
     if _may_use_remat(layer):
         return values
-    # TensorFlow's variables, if no tensors are made of them, get gradients
+    # TensorFlow variables that are not converted to tensors get gradients
     # twice.
     return list(map(_as_tensor, values))
 
@@ -32,8 +32,8 @@ def _may_use_remat(layer):
 def recompute(call):
     """`keras.remat` for a `StatelessCall`, or another function of any nests.
 
-    Only floats go in and come out of what Keras computes again: for all else
-    that does, TensorFlow asks for gradients that are not there.
+    What Keras recomputes takes and returns only floats: for anything else,
+    TensorFlow asks for gradients that do not exist.
     """
 
     def call_recomputed(*nests):
@@ -45,9 +45,9 @@ def recompute(call):
 
 
 class _Recomputed:
-    """A call of nests as a function of the floats in them.
+    """A call on nests, as a function of the floats in them.
 
-    Keras traces it where it likes, so the structure of the results stays here.
+    Keras may trace it anywhere, so the structure of the results is kept here.
     """
 
     def __init__(self, call, nests):
@@ -55,9 +55,9 @@ class _Recomputed:
         self.nests = nests
         flat = trees.flatten(nests)
         if scopes.in_loop.get():
-            # There, TensorFlow finds no gradients of variables. Elsewhere it
-            # does, and finds no others for a layer inside that is computed
-            # again by itself.
+            # In a loop, TensorFlow finds no gradients of variables. Elsewhere
+            # it does, and finds no others for an inner layer that is recomputed
+            # on its own.
             flat = list(map(_as_tensor, flat))
         self.are_floats = [
             _has_gradients(x) and not _is_variable(x) for x in flat
@@ -76,7 +76,7 @@ class _Recomputed:
             )
         if again:
             results = _as_before(results, self.structure)
-        # Tensors here would be kept by the function that makes them.
+        # Tensors would be kept alive here by the function that makes them.
         self.structure = trees.symbols(results)
         return list(map(_to_floats, trees.tensors(results)))
 
@@ -90,8 +90,8 @@ class _Recomputed:
 def _as_before(results, structure):
     """Puts the results of a call in the structure of those of an earlier one.
 
-    A layer that counts its calls may update and add others. Those have no
-    gradients, as they go nowhere.
+    A layer that counts its calls may update other variables and add other
+    losses. Those have no gradients, as they go nowhere.
     """
     found = dict(trees.flatten_with_path(results))
     leaves = []
@@ -104,10 +104,10 @@ def _as_before(results, structure):
 
 
 def _order_gradients(token, values):
-    """Lets the gradient of a token wait for those of the variables.
+    """Makes the gradient of a token wait for those of the variables.
 
-    TensorFlow computes a call again once the gradient of its first result is
-    there. So the backward pass goes call by call too.
+    TensorFlow recomputes a call once the gradient of its first result is
+    available. So the backward pass goes call by call too.
     """
     if token is None:
         return values
@@ -121,10 +121,10 @@ def _order_gradients(token, values):
 
 @contextlib.contextmanager
 def _unfiltered_tracebacks(again):
-    """Lets an error pass as it is where a call is computed again.
+    """Lets an error pass unchanged where a call is recomputed.
 
-    PyTorch ends a recomputation with an exception. Keras would make another of
-    it, which keeps all tensors of the call until Python collects its garbage.
+    PyTorch ends a recomputation with an exception. Keras would turn it into
+    another one, which keeps all tensors of the call until garbage collection.
     """
     filtered = again and keras.config.is_traceback_filtering_enabled()
     if filtered:
@@ -137,7 +137,7 @@ def _unfiltered_tracebacks(again):
 
 
 def _to_floats(x):
-    """Makes floats of a tensor, 16 bits of an integer in each."""
+    """Converts a tensor to floats, with 16 bits of an integer in each."""
     if not trees.has_dtype(x, "int", "bool"):
         return x
     digits, x = [], x if _bytes(x.dtype) > 2 else ops.cast(x, "int32")
@@ -163,7 +163,7 @@ def _bytes(dtype):
 
 
 def _is_variable(x):
-    """Whether `x` is a variable of TensorFlow, and not a slice of one."""
+    """Whether `x` is a TensorFlow variable, and not a slice of one."""
     return hasattr(x, "assign_add")
 
 

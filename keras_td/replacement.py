@@ -1,4 +1,4 @@
-"""This layer built where the code of others asks for Keras's own."""
+"""Builds this layer where code of others asks for Keras's own."""
 
 import contextlib
 import contextvars
@@ -24,8 +24,7 @@ _open = 0
 def replacing(**options: Unpack[Options]) -> Iterator[None]:
     """Builds this layer wherever code asks for `keras.layers.TimeDistributed`.
 
-    For models that come out of functions of other people, whose imports are not
-    yours to change.
+    For models built by functions of libraries, whose imports you cannot change.
 
     Example:
 
@@ -34,20 +33,20 @@ def replacing(**options: Unpack[Options]) -> Iterator[None]:
     >>> type(layer).__module__
     'keras_td.time_distributed'
 
-    Layers of exactly that class are replaced, whatever name the code has
-    imported it by; subclasses are not. It holds for the thread that enters it,
-    and for nothing that is made before or after. In it,
-    `keras.saving.load_model` replaces too, `.h5` files of Keras 2 included.
+    Layers of exactly that class are replaced, whatever name the code imports it
+    by; subclasses are not. Only layers that the same thread makes inside the
+    context are affected. `keras.saving.load_model` replaces layers in it too,
+    also from Keras 2 `.h5` files.
 
     Args:
-        **options: The options of each layer that is built so, such as
+        **options: The options of each of these layers, such as
             `steps_per_call=1`.
     """
     check(options)
     token = _options.set(options)
     _count(1)
     try:
-        # Files of Keras 2 tell layers by the names of their classes.
+        # Keras 2 files identify layers by class name.
         by_name = {"TimeDistributed": _Replacement}
         with keras.saving.custom_object_scope(by_name):
             yield
@@ -57,19 +56,19 @@ def replacing(**options: Unpack[Options]) -> Iterator[None]:
 
 
 def check(options):
-    """Raises what the layer says of wrong options, before it is built."""
-    # With names, Keras does not count them.
+    """Raises the errors of the layer for wrong options, before it is built."""
+    # Explicit names keep Keras from counting these layers in its default names.
     identity = keras.layers.Identity(name="identity")
     TimeDistributed(identity, **{"name": "checked", **options})
 
 
 def options_here():
-    """The options of the `replacing` that is open in this thread, or `None`."""
+    """The options of the `replacing` open in this thread, or `None`."""
     return _options.get()
 
 
 def _count(change):
-    """Keeps Keras's class as it is while no thread is replacing it."""
+    """Leaves Keras's class unpatched while no thread is replacing it."""
     global _open
     with _lock:
         _open += change

@@ -1,4 +1,4 @@
-"""What Keras does around a call, and how to leave it."""
+"""The scopes that Keras opens around a call, and how to leave them."""
 
 import contextvars
 import functools
@@ -10,17 +10,17 @@ import keras
 from keras_td import internals
 from keras_td import threads
 
-# Whether the body of a loop is traced.
+# Whether the body of a loop is being traced.
 in_loop: contextvars.ContextVar = contextvars.ContextVar(
     "in_loop", default=False
 )
 
 
 class _WithoutAutocast(keras.Layer):
-    """Calls a function in which variables have the dtype of their own.
+    """Calls a function in which variables have their own dtype.
 
-    In the call of a layer of mixed precision they have not, and on PyTorch keep
-    nothing that is assigned; in that of one without `autocast` inside they do.
+    In the call of a mixed-precision layer they do not, and on PyTorch lose what
+    is assigned; in the call of a layer without `autocast` inside it, they do.
     """
 
     def __init__(self):
@@ -35,7 +35,7 @@ _without_autocast = _WithoutAutocast()
 
 
 def without_autocast(function, *args):
-    """Calls a function in which variables have the dtype of their own."""
+    """Calls a function in which variables have their own dtype."""
     return _without_autocast(function=lambda: function(*args))
 
 
@@ -46,14 +46,14 @@ def is_inferring_shapes():
 
 
 def is_on_cpu():
-    """Whether there are no devices but processors."""
+    """Whether all devices are CPUs."""
     return all("cpu" in name for name in keras.distribution.list_devices())
 
 
 def uncompiled(layer):
-    """Lets no layer compile a method of its own, as with `tf.function`.
+    """Runs methods that layers compile themselves, as a `tf.function`, as is.
 
-    What is compiled has the values of variables that it was traced with, and
+    A compiled method has the values of variables that it was traced with, and
     would keep those of one scope in the next.
     """
     found: list[_Method] = []

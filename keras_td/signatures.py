@@ -1,4 +1,4 @@
-"""Tensors and other values among the arguments of a call."""
+"""Separates tensors from other values in the arguments of a call."""
 
 import inspect
 
@@ -8,12 +8,12 @@ _NAMES = "_names_of_last_args"
 
 
 def to_positional(call, args, kwargs):
-    """Keeps tensors by name apart from other values by name.
+    """Separates keyword tensors from other keyword values.
 
-    Keras refuses a catch-all that holds both, so there the tensors travel by
+    Keras rejects a `**kwargs` that holds both, so the tensors are passed by
     position, and their names as a value.
     """
-    # To look at a signature takes long.
+    # Inspecting a signature is slow.
     if kwargs.keys() <= {"training", "mask"}:
         return args, kwargs
     parameters = inspect.signature(call).parameters
@@ -31,7 +31,7 @@ def from_positional(args, kwargs):
     """Undoes `to_positional`.
 
     Returns:
-        Tuple of the tensors by position, of those by name, and of the options,
+        Tuple of the positional tensors, the keyword tensors, and the options,
         which are all other values.
     """
     options = dict(kwargs)
@@ -50,14 +50,14 @@ def options_of_keras(args, training, mask, layer, in_subclass):
     """Takes `training` and `mask` out of `args`, where Keras's layer has them.
 
     Args:
-        args: The arguments by position after the inputs.
-        training: The one by name.
-        mask: The one by name.
+        args: The positional arguments after the inputs.
+        training: The keyword argument.
+        mask: The keyword argument.
         layer: The wrapped layer.
-        in_subclass: Whether it is the `call` of a subclass that passes them on.
+        in_subclass: Whether the `call` of a subclass passes them on.
 
     Returns:
-        Tuple of the other `args`, of `training` and of `mask`.
+        Tuple of the other `args`, `training` and `mask`.
     """
     if args and _are_of_keras(args, layer, in_subclass):
         training, *given = args
@@ -75,7 +75,7 @@ def _are_of_keras(args, layer, in_subclass):
         for parameter in inspect.signature(layer.call).parameters.values()
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     ]
-    # An LSTM, as others, has its mask at that position too.
+    # An LSTM, like other layers, has its mask at that position too.
     return len(args) == 2 and names[2:3] in ([], ["mask"])
 
 

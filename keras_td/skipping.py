@@ -1,7 +1,7 @@
-"""Masked steps left out: a layer is called on the valid ones alone.
+"""Leaves masked steps out: a layer is called only on the valid ones.
 
-So do padding-free transformers with tokens (`unpad_input` and `pad_input` of
-FlashAttention, NVIDIA's Effective Transformer, ByteTransformer).
+Padding-free transformers do the same with tokens (`unpad_input` and `pad_input`
+of FlashAttention, NVIDIA's Effective Transformer, ByteTransformer).
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from keras_td import trees
 
 
 def call_steps(call, layer, arguments, options):
-    """Calls a layer as `stepping.call_steps` does, on valid steps if asked to.
+    """Like `stepping.call_steps`, but only on valid steps if asked to.
 
-    The outputs of masked steps are zeros then.
+    The outputs of masked steps are then zeros.
     """
     arguments = padding.with_outer_validity(arguments)
     if not options.skip_masked:
@@ -43,7 +43,7 @@ def call_steps(call, layer, arguments, options):
         or known is not None
         or folding.has_size(packing.count(valid))
     ):
-        # A program for any number of valid steps calls on all of them.
+        # A program exported for any number of steps calls the layer on all.
         call = functools.partial(_call_on_all, call)
         return stepping.call_steps(
             call, layer, arguments, options._replace(skip_masked=False)
@@ -84,14 +84,14 @@ def _valid_steps(layer, arguments):
 
 
 def _values_of(valid):
-    """An array of what is valid, or `None` where only the run tells it."""
+    """`valid` as an array, or `None` if it is known only at run time."""
     return ops.convert_to_numpy(valid) if folding.has_values(valid) else None
 
 
 def _pack(layer, arguments, options, is_known):
-    """Tells how steps are packed for the calls, and the options of these.
+    """How steps are packed for the calls, and the options of these.
 
-    `None` leaves them where they are, for each call to find its valid ones.
+    `None` leaves steps in place, and each call finds its valid ones.
     """
     valid, steps = arguments.valid, options.steps
     if is_known and steps is None:
@@ -112,7 +112,7 @@ def _pack(layer, arguments, options, is_known):
 
 
 def _trains_all_at_once(layer, options):
-    """Whether training makes one call, on a valid step in place of others."""
+    """Whether training makes one call, with valid steps for masked ones."""
     return options.training is not False and (
         padding.mixes_samples(layer)
         or (layer_kinds.has_convolutions(layer) and scopes.is_on_cpu())
@@ -120,16 +120,16 @@ def _trains_all_at_once(layer, options):
 
 
 def _call_on_valid(call, arguments):
-    """Calls a layer on the valid steps of `Arguments` alone."""
+    """Calls a layer only on the valid steps of `Arguments`."""
     if arguments.is_symbolic:
         return call(arguments)
     if scopes.in_loop.get():
-        # For gradients of a loop of TensorFlow's, XLA takes the batch of each
-        # iteration to have the size of the last one's.
+        # In gradients of a TensorFlow loop, XLA assumes that the batch of each
+        # iteration has the size of the last one.
         packed = packing.in_place(arguments.valid)
     else:
-        # Keras's condition on OpenVINO makes a call for nothing, too, in which
-        # pooling fails on a batch of none.
+        # On OpenVINO, Keras's `cond` also makes calls that are not needed, in
+        # which pooling fails on an empty batch.
         packed = packing.only_valid(arguments.valid, at_least_one=True)
     inside = packed.pack(arguments)
     return packed.unpack(call(inside), inside, arguments)
@@ -144,8 +144,8 @@ def _call_on_all(call, arguments):
 
 
 def _zeros(call, layer, arguments):
-    """The outputs, and their masks, where no step is valid."""
-    # The gradients of all that the layer uses are zeros, too.
+    """The outputs and their masks if no step is valid."""
+    # The gradients of everything that the layer uses are zeros, too.
     used = [*trees.tensors(arguments.nests), *layer.trainable_variables]
     zero = sum(map(_zero_of, filter(_is_float, used)))
     outputs, masks = _like_results(call, layer, arguments)
@@ -159,14 +159,14 @@ def _zeros(call, layer, arguments):
 
 
 def _like_results(call, layer, arguments):
-    """Tensors of the shapes of the results of a call, and their masks."""
+    """Tensors with the shapes of the results of a call, and their masks."""
     if layer_kinds.has_code_of_users(layer):
-        # It may note its calls, or not take zeros.
+        # It may record its calls, or fail on zeros.
         try:
             return _results_on(arguments, call, trees.symbol)
         except Exception:
             pass
-    # Symbolic calls of some of Keras's layers have other results.
+    # Symbolic calls of some Keras layers have other results.
     return _results_on(arguments, call, _first_step_of_zeros)
 
 

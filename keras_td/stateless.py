@@ -1,7 +1,7 @@
-"""A call of a layer as a function of tensors alone.
+"""A call of a layer as a pure function of tensors.
 
 The layer's variables are read and written in a scope, so the call can run in a
-compiled loop, and once more in the backward pass.
+compiled loop, and again in the backward pass.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ class Carry:
     Args:
         values: The values of the layer's variables.
         losses: The sums of the losses that calls have added.
-        token: A zero that is there once all calls so far are done, or `None`
-            where their order does not matter.
+        token: A zero that is available once all calls so far are done, or
+            `None` if their order does not matter.
     """
 
     values: list
@@ -40,14 +40,14 @@ class StatelessCall:
     """Calls a layer, with the values of its variables as an argument.
 
     Args:
-        fn: Function that calls the layer on a list of tensors that serve all
-            steps, and one of tensors `(batch, steps, ...)`.
+        fn: Function that calls the layer on a list of tensors used at every
+            step, and a list of tensors `(batch, steps, ...)`.
         layer: The layer.
         variables: Its variables.
-        shared_seeds: Makes a context in which each call draws the same.
-        all_steps: Whether there is but one call, on all steps.
-        count_steps: Counts the steps that a call sees, of its tensors. `None`
-            takes all.
+        shared_seeds: Makes a context in which each call draws the same numbers.
+        all_steps: Whether there is only one call, on all steps.
+        count_steps: Counts the steps that a call sees, from its tensors. `None`
+            counts all.
     """
 
     fn: Callable
@@ -61,9 +61,9 @@ class StatelessCall:
         """Calls the layer on `sizes` steps, one part after the other.
 
         Returns:
-            Tuple of the token, and of a tuple of the outputs, of the new value
-            of each variable or `None` where it stays, and of the sums of the
-            losses that were added.
+            Tuple of the token, and a tuple of the outputs, the new value of
+            each variable (`None` if unchanged), and the sums of the losses that
+            were added.
         """
         parts, start = [], 0
         sums: dict = {}
@@ -108,7 +108,7 @@ def run(call, fixed, carry, moving, groups):
     """Makes each group of calls, on `sizes` steps, one after the other.
 
     Returns:
-        Tuple of the outputs and of the new `Carry`.
+        Tuple of the outputs and the new `Carry`.
     """
     parts, start = [], 0
     for sizes in groups:
@@ -127,14 +127,14 @@ def run(call, fixed, carry, moving, groups):
 
 
 def order_after(token, x):
-    """Lets `x` wait for a token, as compilers keep to no other order."""
+    """Makes `x` wait for a token, as compilers keep no other order."""
     if token is None or trees.dtype(x) in ("bool", "string"):
         return x
     return x + ops.cast(ops.stop_gradient(token), x.dtype)
 
 
 def token_after(token, nest):
-    """Lets a token wait for the tensors of a nest."""
+    """Makes a token wait for the tensors of a nest."""
     if token is None:
         return None
     for x in trees.tensors(nest):

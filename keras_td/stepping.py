@@ -30,7 +30,7 @@ class CountsCallsError(Exception):
 
 
 def call_steps(call, layer, arguments, options):
-    """Calls a layer on all time steps, as often as the options ask for.
+    """Calls a layer on all time steps, in as many calls as the options ask for.
 
     Args:
         call: Function that calls `layer` on `Arguments`, and returns outputs
@@ -41,11 +41,11 @@ def call_steps(call, layer, arguments, options):
         options: The `CallOptions` of the calls.
 
     Returns:
-        Tuple of the outputs and their masks, and of the losses of several
-        calls, averaged over the steps.
+        Tuple of the outputs and their masks, and the losses of several calls,
+        averaged over the steps.
 
     Raises:
-        CountsCallsError: if several calls on parts of the steps are not one.
+        CountsCallsError: if calls on parts of the steps differ from one call.
     """
     steps, training = options.steps, options.training
     several = steps or options.parts or options.skip_masked
@@ -54,7 +54,7 @@ def call_steps(call, layer, arguments, options):
     if scopes.is_inferring_shapes() or arguments.is_symbolic:
         return _infer(call, arguments, steps), []
     if not folding.has_size(arguments.time):
-        # A program for any number of steps cannot tell that of the calls.
+        # A program for any number of steps cannot know the number of calls.
         if not training:
             return call(arguments), []
         if steps:
@@ -65,7 +65,7 @@ def call_steps(call, layer, arguments, options):
 
 
 def _infer(call, arguments, steps):
-    """What calls on all steps return, told from the first one's shapes."""
+    """Infers what calls on all steps return from the shapes of the first."""
     first = arguments.first_steps(steps)
     outputs, output_masks = call(first)
     if steps is None:
@@ -93,7 +93,7 @@ def _call_in_order(call, layer, arguments, options):
 class _CallOnLists:
     """A call of a layer as a function of two lists of tensors.
 
-    `fixed` are those that serve all steps, and `moving` the others.
+    `fixed` are those used at every step, and `moving` the others.
     """
 
     def __init__(self, call, arguments):
@@ -123,7 +123,7 @@ class _CallOnLists:
 
 
 def _known(x, time):
-    """Repeats a step where it is not known before the run that there is one."""
+    """Gives `x` a known time, if its own time is unknown until run time."""
     x = ops.convert_to_tensor(x)
     if isinstance(x.shape[1], int) or not isinstance(time, int):
         return x
@@ -144,8 +144,8 @@ def _attempt(call, layer, time, options):
         at_hand,
         options.parts,
     )
-    # Where nothing is compiled, calls are in order; where all activations are
-    # kept, it does not matter, and TensorFlow does some side by side.
+    # Eager calls run in order. Where all activations are kept, order does not
+    # matter, and TensorFlow runs some calls in parallel.
     keeps_all = options.training is True and bool(layer.trainable_variables)
     in_any_order = not options.remat and (at_hand or keeps_all)
     carry = Carry(given, {}, None if in_any_order else ops.zeros(()))
@@ -175,10 +175,10 @@ def _stateless_call(call, layer, used, values, options):
 
 
 def _call_on_part(call, options):
-    """Makes a call on a part, where calls on all parts are as one on all steps.
+    """Makes a call on a part, where all parts together must equal one call.
 
-    The backward pass computes the largest part again, or all of them: JAX keeps
-    activations of a part that is left out, too, as zeros.
+    The backward pass recomputes the largest part, or with `remat` all parts:
+    JAX keeps the activations of a skipped part too, as zeros.
     """
     recomputed = remat.recompute(call) if hasattr(keras, "remat") else call
     least = 1 if options.remat else max(options.parts)

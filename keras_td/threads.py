@@ -1,4 +1,4 @@
-"""Functions and attributes replaced for a while, for some threads alone."""
+"""Replaces functions and attributes temporarily, for some threads only."""
 
 import collections
 import contextlib
@@ -6,7 +6,7 @@ import threading
 
 
 class Patches:
-    """Replaces things with the first thread to enter, until the last leaves."""
+    """Replaces things when the first thread enters, until the last leaves."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -35,9 +35,9 @@ patched = Patches()
 
 
 class Function:
-    """A function of a module or of an object, under another's control.
+    """A replacement for a function of a module or of an object.
 
-    Whoever holds the function itself has it as it was.
+    Code that holds the function itself keeps the original.
     """
 
     def __init__(self, owner, name):

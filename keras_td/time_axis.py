@@ -1,4 +1,4 @@
-"""Cut tensors `(batch, time, ...)` along time, and put them together again."""
+"""Cuts tensors `(batch, time, ...)` along time, and joins them again."""
 
 import keras
 from keras import ops
@@ -17,7 +17,7 @@ def first_steps(x, steps):
 
 
 def with_time(x, time):
-    """Gives `x` the shape that it has with so many time steps."""
+    """Gives `x` the shape that it has with `time` steps."""
     first = x if keras.backend.is_keras_tensor(x) else x[:, :1]
     return folding.broadcast_to(first, (sizes(x)[0], time, *sizes(x)[2:]))
 
@@ -35,14 +35,14 @@ def cut(tensors, start, stop):
 
 
 def join(nests):
-    """Puts the steps of nests of tensors in a row."""
+    """Concatenates nests of tensors along time."""
     if len(nests) == 1:
         return nests[0]
     return trees.map_tensors(lambda *ys: ops.concatenate(ys, axis=1), *nests)
 
 
 def split(x, iterations, steps):
-    """Cuts the time of `x` into iterations, which come first."""
+    """Splits the time of `x` into iterations, the new first axis."""
     batch, _, *inner = sizes(x)
     # (batch, time, ...) -> (batch, iterations, steps, ...)
     x = ops.reshape(x, (batch, iterations, steps, *inner))
@@ -51,7 +51,7 @@ def split(x, iterations, steps):
 
 
 def merge(x):
-    """Puts the steps of all iterations in a row."""
+    """Merges the steps of all iterations into one time axis."""
     iterations, batch, steps, *inner = sizes(x)[1:]
     # (1, iterations, batch, steps, ...) -> (batch, iterations, steps, ...)
     x = ops.swapaxes(x[0], 0, 1)

@@ -31,8 +31,8 @@ class TimeDistributed(keras.layers.TimeDistributed):
 
     The time axis is folded into the batch axis, `(batch, time, ...)` to
     `(batch * time, ...)`, the layer is called once (or on a few steps at a
-    time, on request), and its outputs are unfolded. So the same weights serve
-    every step, and neither the traced graph nor its compile time grows with the
+    time, on request), and its outputs are unfolded. So every step uses the same
+    weights, and neither the traced graph nor its compile time grows with the
     number of steps.
 
     Example:
@@ -44,7 +44,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
     >>> outputs.shape
     (32, 10, 126, 126, 64)
 
-    Train on long clips with the memory that 8 frames take.
+    Train on long clips with the memory of 8 frames.
 
     >>> layer = keras_td.TimeDistributed(
     ...     keras.layers.Conv2D(64, 3), steps_per_call=8, remat=True
@@ -54,65 +54,64 @@ class TimeDistributed(keras.layers.TimeDistributed):
         layer: The `keras.Layer` to apply: a layer, a `Sequential`, a functional
             or subclassed `Model`, or another `TimeDistributed`.
         steps_per_call: How many time steps one call of the layer sees. `None`,
-            the default, is all of them. With `k`, the layer is called
-            `ceil(time / k)` times in order, and its state passes from each call
-            to the next: less memory is in use at a time. With 1, layers that
-            mix samples, such as `BatchNormalization` in training, give the
-            numbers of `keras.layers.TimeDistributed`. The losses that the layer
-            adds must be scalars, and are averaged over the steps of the calls
-            that add them.
-        remat: Whether the backward pass computes each call again instead of
-            keeping its activations, as `keras.remat` does. With
-            `steps_per_call`, training takes the memory of a single call.
+            the default, means all. With `k`, the layer is called
+            `ceil(time / k)` times in order, and its state is carried from call
+            to call: less memory is in use at a time. With 1, layers that mix
+            samples, such as `BatchNormalization` in training, behave as in
+            `keras.layers.TimeDistributed`. Losses that the layer adds must be
+            scalars then, and are averaged over the steps of the calls that add
+            them.
+        remat: Whether the backward pass recomputes each call instead of keeping
+            its activations, as `keras.remat` does. With `steps_per_call`,
+            training takes the memory of a single call.
         share_randomness: Whether all time steps draw the same random numbers:
             one augmentation per clip, one dropout mask per sequence. The
             samples of a batch still differ. The layer is then called on one
             step at a time, whatever `steps_per_call` is.
-        skip_masked: Whether the layer is called on valid steps alone, so that
-            padding costs nothing. A step is valid where anything in its mask
-            is. At others, outputs are zeros, and the layer's statistics and
-            losses do not count them. Not for stateful layers, nor with
-            `share_randomness`.
-        **kwargs: The arguments of every layer. `dtype` defaults to the dtype
-            policy of `layer`.
+        skip_masked: Whether the layer is called only on valid steps, so that
+            padding costs nothing. A step is valid if anything in its mask is.
+            Other steps output zeros, and do not count in the layer's statistics
+            and losses. Not for stateful layers, nor with `share_randomness`.
+        **kwargs: The arguments of every Keras layer. `dtype` defaults to the
+            dtype policy of `layer`.
 
     Call arguments:
         inputs: Tensor of shape `(batch, time, ...)`, or a nest (list, tuple or
             dict) of such tensors. A tensor whose time is 1 is used at every
             step, and one whose batch is 1 for every sample.
         *args: Further tensors, or nests of tensors, of shape
-            `(batch, time, ...)`. They go to the wrapped layer at the same
-            position.
+            `(batch, time, ...)`. They are passed to the wrapped layer at the
+            same position.
         training: Whether the layer behaves as in training or as in inference.
-            Reaches every layer inside.
+            Passed to every layer inside.
         mask: Boolean mask of shape `(batch, time)` or `(batch, time, ...)`, in
             the structure of `inputs`. Defaults to the masks attached to
-            `inputs`. The wrapped layer sees the slice's mask, where it says
-            something about the inside of a step; a step without anything valid
-            is hidden from it, and comes out as zeros where the layer reads
-            masks. `BatchNormalization`, wherever it is inside, leaves padded
-            steps out of its statistics. A layer of a user's own gets a mask of
-            numbers, `(batch, time, ...)`, as it is.
-        **kwargs: Further arguments of the wrapped layer by name. Tensors are
-            of shape `(batch, time, ...)`; all else passes unchanged.
+            `inputs`. The wrapped layer sees the mask of its slice, if that says
+            something about the inside of a step. If the layer reads masks, a
+            step without anything valid is hidden from it, and comes out as
+            zeros. `BatchNormalization`, anywhere inside, leaves padded steps
+            out of its statistics. A custom layer gets a numeric mask,
+            `(batch, time, ...)`, unchanged.
+        **kwargs: Further keyword arguments of the wrapped layer. Tensors have
+            shape `(batch, time, ...)`; anything else is passed unchanged.
 
     Output shape:
         `(batch, time, ...)` for each tensor that the wrapped layer returns. An
-        output has the mask that the wrapped layer gives it, if that is one of
-        its leading axes, or else the incoming mask reduced to `(batch, time)`:
-        a step is valid where anything in it is.
+        output has the mask that the wrapped layer gives it, if that covers its
+        leading axes, or else the incoming mask reduced to `(batch, time)`: a
+        step is valid if anything in it is.
 
     Raises:
         ValueError: if `layer` is not a layer that takes inputs; if
             `steps_per_call` is neither `None` nor a positive integer; if
             `remat`, `share_randomness` or `skip_masked` is not a bool; if
-            `remat` is True and Keras older than 3.9; if `skip_masked` is True
-            with `share_randomness`, or for a stateful layer; if a tensor has
-            fewer than two axes, or is sparse or ragged; if tensors differ in
-            batch or time; if `mask` does not match `inputs`; if the wrapped
-            layer is stateful and gets another batch than before; if it returns
-            a tensor without a batch axis; if it adds a loss that is no scalar
-            in several calls.
+            `remat` is True and Keras is older than 3.9; if `skip_masked` is
+            True with `share_randomness`, or for a stateful layer; if a tensor
+            has fewer than two axes, or is sparse or ragged; if tensors differ
+            in batch or time; if `mask` does not match `inputs`; if the wrapped
+            layer is stateful and gets another batch size than before; if it
+            returns a tensor without a batch axis; if it adds a loss that is not
+            a scalar in several calls.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
             skip_masked=skip_masked,
         )
         supports_masking = kwargs.pop("supports_masking", True)
-        # The wrapped layer casts its inputs, in its own way.
+        # The wrapped layer casts its inputs itself.
         super().__init__(layer, **{"autocast": False, **kwargs})
         self.supports_masking = supports_masking
         self.steps_per_call = steps_per_call and int(steps_per_call)
@@ -204,25 +203,26 @@ class TimeDistributed(keras.layers.TimeDistributed):
         )
         for loss in losses:
             self.add_loss(loss)
-        # Where a subclass has its own `compute_mask`, Keras asks that.
+        # If a subclass has its own `compute_mask`, Keras calls that.
         if self.supports_masking and not self._overrides("compute_mask"):
             calling.propagate_masks(self.layer, arguments, *results)
         return results[0]
 
     def _overrides(self, name):
-        """Whether a subclass has such a method of its own."""
+        """Whether a subclass overrides this method."""
         return getattr(type(self), name) is not getattr(TimeDistributed, name)
 
     @property
     def metrics(self) -> list[keras.Metric]:
-        # As in a model that holds it as a layer, those that a wrapped model was
-        # compiled with are not for the model at hand.
+        # As in a model that holds another one as a layer, the metrics that the
+        # wrapped model was compiled with do not belong to the outer model.
         if isinstance(self.layer, keras.Model):
             return internals.own_metrics(self)
         return super().metrics
 
     def get_config(self) -> dict[str, Any]:
-        # What is not set is left out, so that Keras's own layer reads it too.
+        # Options that are not set are left out, so that Keras's own layer can
+        # read the config too.
         options = {n: getattr(self, n) for n in OPTIONS if getattr(self, n)}
         if not self.supports_masking:
             options["supports_masking"] = False
@@ -248,7 +248,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
         try:
             return self.call(*args, **kwargs)
         except Exception:
-            # It may call functions of the backend, which Keras has to trace.
+            # It may call backend functions, which Keras has to trace.
             return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     @classmethod
@@ -261,6 +261,6 @@ class TimeDistributed(keras.layers.TimeDistributed):
         layer = legacy.layer_from_config(config.pop("layer"), custom_objects)
         td = cls(layer, **config)
         if type(td.layer).build is keras.Layer.build:
-            # Keras takes it for built, though the layers inside are not.
+            # Keras marks it as built, though the layers inside are not.
             td.layer.built = False
         return td

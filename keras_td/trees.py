@@ -1,6 +1,6 @@
 """Nests of tensors: lists, tuples and dicts of them, flattened and packed.
 
-What is no tensor in a nest, such as `None`, stays as it is.
+Anything in a nest that is not a tensor, such as `None`, stays as it is.
 """
 
 import keras
@@ -12,13 +12,13 @@ def is_tensor(x):
 
 
 def is_dense(x):
-    """Whether a tensor has a value at each place."""
+    """Whether a tensor is neither sparse nor ragged."""
     name = type(x).__name__
     return not ("Sparse" in name or "Ragged" in name)
 
 
 def flatten(nest):
-    # Most nests are one tensor, and trees are slow on some backends.
+    # Most nests are one tensor, and `keras.tree` is slow on some backends.
     if nest is None or is_tensor(nest):
         return [nest]
     if _is_flat(nest):
@@ -36,7 +36,7 @@ def flatten_with_path(nest):
 
 
 def pack(nest, leaves):
-    """Puts other leaves in place of those of `nest`, in the order of `flatten`.
+    """Replaces the leaves of `nest` with others, in the order of `flatten`.
 
     Dicts keep the order of their keys.
     """
@@ -50,19 +50,19 @@ def pack(nest, leaves):
 
 
 def _is_flat(nest):
-    # As most nests are, besides.
+    # Most other nests are flat.
     return type(nest) in (list, tuple) and all(
         x is None or is_tensor(x) for x in nest
     )
 
 
 def _numbered(nest):
-    """Puts numbers in place of the leaves of a nest.
+    """Replaces the leaves of a nest with numbers.
 
-    Mapping functions visit leaves in another order on each backend, so no more
-    may depend on it than these numbers. To flatten a nest of tensors itself
-    would keep them on PyTorch, with all that they were computed from, until
-    Python collects its garbage.
+    Mapping functions visit leaves in another order on each backend, so only
+    these numbers may depend on it. Flattening a nest of tensors itself would
+    keep them alive on PyTorch, with everything that they were computed from,
+    until garbage collection.
 
     Returns:
         Tuple of the nest of numbers and the list of leaves.
@@ -81,7 +81,7 @@ def tensors(nest):
 
 
 def pack_tensors(nest, tensors):
-    """Puts other tensors in place of those of `nest`."""
+    """Replaces the tensors of `nest` with others."""
     others = iter(tensors)
     leaves = [next(others) if is_tensor(x) else x for x in flatten(nest)]
     return pack(nest, leaves)
@@ -108,7 +108,7 @@ def dtype(x):
 
 
 def has_dtype(x, *kinds):
-    """Whether the name of a tensor's dtype has one of `kinds` in it."""
+    """Whether the name of a tensor's dtype contains one of `kinds`."""
     known = getattr(x, "dtype", None) is not None
     return known and any(kind in dtype(x) for kind in kinds)
 
@@ -117,7 +117,7 @@ def symbol(x):
     """A symbolic tensor like `x`."""
     if keras.backend.is_keras_tensor(x):
         return x
-    # NumPy has strings of several dtypes.
+    # NumPy has several string dtypes.
     strings = getattr(x.dtype, "kind", "") in ("U", "S", "O")
     return keras.KerasTensor(x.shape, "string" if strings else dtype(x))
 
@@ -128,7 +128,7 @@ def symbols(nest):
 
 
 def split(items, flags):
-    """Parts a list in two: what has a flag, and what has not."""
+    """Splits a list in two: items with a flag, and items without."""
     pairs = list(zip(items, flags, strict=True))
     return [x for x, f in pairs if f], [x for x, f in pairs if not f]
 

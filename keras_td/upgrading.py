@@ -1,4 +1,4 @@
-"""Models of Keras's own layer made into models of this one."""
+"""Upgrades models from Keras's own layer to this one."""
 
 import contextlib
 import warnings
@@ -18,13 +18,13 @@ from keras_td.replacement import replacing
 
 
 def upgrade(model: keras.Layer, **options: Unpack[Options]) -> Any:
-    """Puts this layer in place of each `keras.layers.TimeDistributed`.
+    """Replaces each `keras.layers.TimeDistributed` in a model with this layer.
 
-    The model that it returns is like `model`, with its weights, and compiled as
-    it is, with the state of its optimizer. Every layer of Keras's is replaced,
-    at any depth: in submodels, in wrappers, in lists and attributes of layers.
-    What is shared stays shared. `model` stays as it is, and training one of the
-    two changes nothing in the other.
+    Returns a copy of `model` with the same weights, compiled in the same way,
+    with the state of its optimizer. Every such layer is replaced, at any depth:
+    in submodels, in wrappers, in lists and attributes of layers. What is shared
+    stays shared. `model` stays as it is, and training one of the two changes
+    nothing in the other.
 
     Example:
 
@@ -35,30 +35,30 @@ def upgrade(model: keras.Layer, **options: Unpack[Options]) -> Any:
 
     Args:
         model: A `keras.Model`, or another layer.
-        **options: The options of each `TimeDistributed` that is put in place,
-            such as `steps_per_call=1` for the numbers of Keras in training.
+        **options: The options of each new `TimeDistributed`, such as
+            `steps_per_call=1` to keep Keras's numbers in training.
 
     Returns:
         A model of the same class.
 
     Raises:
-        ValueError: if a layer cannot be replaced, as the code of the layer that
-            holds it builds it, or as it is of a subclass; or if `model` cannot
-            be copied by its config. The message names the layer by its path.
+        ValueError: if a layer cannot be replaced, because the code of another
+            layer builds it or it is of a subclass; or if `model` cannot be
+            copied by its config. The message gives the path of the layer.
     """
     if not isinstance(model, keras.Layer):
         raise ValueError(
-            "`upgrade` takes a model, or another layer. Load a file with "
+            "`upgrade` takes a model, or any other layer. Load a file with "
             f"`keras.saving.load_model` first. Received: model={model!r}"
         )
     replacement.check(options)
-    # In `replacing`, what code builds has the options too.
+    # In `replacing`, layers that code builds get the options too.
     outer = replacement.options_here()
     options = {**(outer or {}), **options}
     cloner = Cloner(options)
     scope = contextlib.nullcontext() if outer is None else replacing(**options)
     with scope, warnings.catch_warnings():
-        # Functions go along as they are.
+        # Functions are reused as they are.
         warnings.filterwarnings("ignore", ".* includes a `lambda`")
         copy = _clone(model, cloner)
         pairs = list(copying.pairs(model, copy))
@@ -73,9 +73,9 @@ def _clone(model, cloner):
         return cloner.clone(model)
     except CannotCopyError as error:
         raise ValueError(
-            "`upgrade` copies a model by its config, as saving it does, and "
-            f"cannot: {error} {copying.BUILD_ANEW} Layers to replace: "
-            f"{_stock_layers(copying.pairs(model, model))}."
+            "`upgrade` copies a model by its config, as saving does, but "
+            f"cannot copy this one: {error} {copying.BUILD_ANEW} Layers to "
+            f"replace: {_stock_layers(copying.pairs(model, model))}."
         ) from None
 
 
@@ -83,12 +83,13 @@ def _check_replaced(pairs):
     left = _stock_layers(pairs)
     if left:
         raise ValueError(
-            "`upgrade` copies a model by its config, and these layers are not "
+            "`upgrade` copies a model by its config, but these layers are not "
             f"in it: {left}. The code of a class builds them, so it has to "
-            "import `TimeDistributed` from keras_td. If it is not yours to "
-            "change, call `upgrade` in `with keras_td.replacing():`, and load "
+            "import `TimeDistributed` from keras_td. If you cannot change that "
+            "code, call `upgrade` in `with keras_td.replacing():`, and load "
             "files of the model in it as well. A subclass of "
-            "`keras.layers.TimeDistributed` has to derive from this class."
+            "`keras.layers.TimeDistributed` has to derive from "
+            "`keras_td.TimeDistributed` instead."
         )
 
 

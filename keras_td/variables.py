@@ -1,8 +1,8 @@
 """The variables that a layer uses, and their values in a scope.
 
-Keras knows most of them. It does not know the states of recurrent layers,
-metrics, the variables of layers that a `Lambda` calls, and the seed that all
-draw from who have none; a call finds those out, and is then made once more.
+Keras tracks most of them. It does not track the states of recurrent layers,
+metrics, the variables of layers that a `Lambda` calls, and the global seed of
+those that have no seed; a call discovers these, and is then made again.
 """
 
 import weakref
@@ -15,23 +15,23 @@ from keras_td import randomness
 from keras_td import trees
 from keras_td.scopes import without_autocast
 
-# Of each layer, the variables that it was found to use.
+# For each layer, the untracked variables that it was found to use.
 _untracked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Layers that made variables in a call. If they make others in the next, these
-# are no state; if not, they are known by then.
+# are not state; if not, they are known by then.
 _make_variables: weakref.WeakSet = weakref.WeakSet()
-# Layers that assign to what they train.
+# Layers that assign to their trainable weights.
 _assign_weights: weakref.WeakSet = weakref.WeakSet()
 
 
 class CallAgainError(Exception):
-    """A call has told something of the layer that had to be known before it."""
+    """A call has revealed something that had to be known before it."""
 
 
 def used_by(layer):
     """All variables that a layer uses, as far as is known."""
     found = [reference() for reference in _untracked.get(layer, ())]
-    # Older Keras has variables of TensorFlow too, in a `TFSMLayer`.
+    # In older Keras, a `TFSMLayer` has TensorFlow variables too.
     found += [v for v in layer.variables if isinstance(v, keras.Variable)]
     return list({id(v): v for v in found if v is not None}.values())
 
@@ -44,7 +44,7 @@ def values_of(variables, layer):
 
 
 def _values_of(variables, are_weights):
-    # PyTorch changes a variable in place while its old value has gradients.
+    # PyTorch changes a variable in place, though its old value has gradients.
     return [
         v.value if is_weight else ops.copy(v.value)
         for v, is_weight in zip(variables, are_weights, strict=True)
@@ -52,7 +52,7 @@ def _values_of(variables, are_weights):
 
 
 def _are_weights(variables, layer):
-    """Which variables are trained, and by no call known to be assigned to."""
+    """Which variables are trained, and not known to be assigned to by calls."""
     if layer in _assign_weights:
         return [False] * len(variables)
     weights = {
@@ -67,10 +67,10 @@ def assign(variables, layer, old, new):
     """Assigns the values that calls have changed.
 
     Raises:
-        CallAgainError: if gradients of the calls would be those of what is
+        CallAgainError: if gradients of the calls would be those of the values
             assigned here.
     """
-    # What no call changes is the same tensor all along.
+    # A value that no call changes stays the same tensor.
     changed = [a is not b for a, b in zip(old, new, strict=True)]
     if not any(changed):
         return
@@ -85,7 +85,8 @@ def assign(variables, layer, old, new):
 def _assign(updates):
     for variable, old, new in updates:
         if randomness.is_seed(variable):
-            # Another thread may have drawn from it since, and not again.
+            # Another thread may have drawn from it since, and must not draw the
+            # same numbers again.
             new = variable.value + (new - old)
         variable.assign(new)
 
@@ -99,16 +100,16 @@ def _gradients_of(x, value):
 
 
 class Scope(keras.StatelessScope):
-    """A scope of the values of a layer's variables.
+    """A scope with the values of a layer's variables.
 
-    It notes which other variables are used.
+    It records which other variables are used.
     """
 
     def __init__(self, layer, variables, values):
         super().__init__(collect_losses=True)
         self.layer = layer
         self.untracked = {}
-        # Keras would cast them, in the call of a layer of mixed precision.
+        # In a mixed-precision call, the constructor would cast them.
         for variable, value in zip(variables, values, strict=True):
             self.state_mapping[id(variable)] = value
 
@@ -116,8 +117,8 @@ class Scope(keras.StatelessScope):
         variable, value = update
         self._note(variable)
         if not self._is_in_one_of_keras():
-            # Assigned outside of a scope, it would have no gradients but those
-            # of the variable.
+            # Assigned outside a scope, it would only have the gradients of the
+            # variable.
             value = ops.stop_gradient(value)
             if variable.trainable:
                 value = _gradients_of(self.get_current_value(variable), value)
@@ -132,9 +133,9 @@ class Scope(keras.StatelessScope):
         return outer.get_current_value(variable) if outer else None
 
     def stop_gradients(self, variables, before):
-        """Lets no gradients pass through the state to an earlier call.
+        """Stops gradients from passing through state to an earlier call.
 
-        A variable of TensorFlow or PyTorch would not either.
+        TensorFlow and PyTorch variables do not pass them on either.
         """
         for variable, old in zip(variables, before, strict=True):
             new = self.get_current_value(variable)
@@ -142,7 +143,7 @@ class Scope(keras.StatelessScope):
                 super().add_update((variable, ops.stop_gradient(new)))
 
     def check(self):
-        """Remembers which variables were used that no value is known of.
+        """Remembers which variables were used whose values are not known.
 
         Raises:
             CallAgainError: if there are any.
@@ -164,7 +165,7 @@ class Scope(keras.StatelessScope):
             self.untracked[id(variable)] = variable
 
     def _is_in_one_of_keras(self):
-        """Whether variables have their values of a scope without this one."""
+        """Whether this scope is inside one that is not of this class."""
         outer = self.original_scope
         while isinstance(outer, Scope):
             outer = outer.original_scope

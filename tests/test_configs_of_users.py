@@ -361,7 +361,7 @@ def test_a_variable_tied_since_is_refused():
     b._kernel = a.kernel
     b._tracker.lock()
 
-    with pytest.raises(ValueError, match="`model/b` is another: it shares"):
+    with pytest.raises(ValueError, match="`model/b` has no equal copy: it"):
         keras_td.upgrade(model)
 
 

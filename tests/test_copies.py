@@ -54,7 +54,7 @@ def test_layers_whose_configs_have_no_names(rng):
 def test_layers_of_one_config_that_are_called_in_turns_are_refused():
     a, b = Nameless(4), Nameless(4)
 
-    with pytest.raises(ValueError, match=r"holds .*, and its copy"):
+    with pytest.raises(ValueError, match=r"holds .*, but its copy"):
         keras_td.upgrade(sequential(Stock(layers.Dense(4)), Holder([a, b, a])))
 
 
@@ -563,7 +563,7 @@ def test_a_layer_that_no_config_tells_is_refused():
 
     model = sequential(Hides(Kept(layers.Dense(4)), Stock(layers.Dense(3))))
 
-    with pytest.raises(ValueError, match="is no other layer"):
+    with pytest.raises(ValueError, match="is its own copy"):
         keras_td.upgrade(model)
 
 
