@@ -28,7 +28,7 @@ def lines_marked_for(checker):
 
 
 def test_mypy_finds_the_wrong_uses_and_no_others():
-    # Keras has no types. A config of the project's own is not a user's.
+    # Keras has no types. Users do not have the config of this project.
     options = ("--disable-error-code=import-untyped", "--config-file=")
     reports = run("mypy", "--strict", "--output=json", *options).splitlines()
 

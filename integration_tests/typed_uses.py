@@ -13,7 +13,7 @@ from keras_td import TimeDistributed
 dense = keras.layers.Dense(3)
 inputs = keras.Input((None, 4))
 
-# What is right.
+# Correct uses.
 version: str = keras_td.__version__
 td = TimeDistributed(dense)
 td = TimeDistributed(dense, 8, remat=True, share_randomness=False)
@@ -40,9 +40,9 @@ class Frames(TimeDistributed):
 
 frames: Frames = Frames.from_config(Frames(dense).get_config())
 
-# What is wrong.
+# Wrong uses.
 td = TimeDistributed()  # error: mypy, pyright
-# Keras's layers are typed for those alone who read its code.
+# Keras's layers are typed only for checkers that read its code.
 td = TimeDistributed("dense")  # error: pyright
 td = TimeDistributed(dense, steps_per_call="8")  # error: mypy, pyright
 td = TimeDistributed(dense, steps_per_call=2.0)  # error: mypy, pyright

@@ -1,8 +1,8 @@
 """What a backend cannot do, each shown without `TimeDistributed`.
 
 A test that needs one of these names it with `needs`, and is skipped where Keras
-itself fails. `test_backends.py` shows that the plain functions fail on the
-backends that are listed, and on no other.
+itself fails. `test_backends.py` shows that the plain functions fail on exactly
+the backends that are listed.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from keras import ops
 
 INFERENCE_ONLY = ("numpy", "openvino")
 ALL = (*INFERENCE_ONLY, "tensorflow", "jax", "torch")
-# On the others, compilers take most of the time, and some tests take turns.
+# On the others, compilers take most of the time, so some tests try less there.
 QUICK = keras.backend.backend() in ("torch", "numpy")
 KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
 
@@ -109,7 +109,7 @@ def loop_over_two_outputs():
 
 
 def broadcast_nothing():
-    # It may end the process.
+    # It may kill the process.
     code = (
         "import numpy as np; from keras import ops;"
         "ops.convert_to_numpy(ops.broadcast_to(np.ones((0, 1)), (0, 2)))"
@@ -134,19 +134,19 @@ LIMITS = {
         AttributeError,
     ),
     "remat": Limit(
-        "Keras has it from 3.9 on",
+        "Keras has no `remat` before 3.9",
         ALL if KERAS < (3, 9) else (),
         remat,
         AttributeError,
     ),
     "float64": Limit(
-        "Keras multiplies matrices of float64 in float32 on it",
+        "Keras multiplies float64 matrices in float32 on it",
         INFERENCE_ONLY if KERAS < (3, 16) else (*INFERENCE_ONLY, "torch"),
         multiply_in_float64,
         AssertionError,
     ),
     "fresh dropout": Limit(
-        "Keras's Dropout draws the same in its first two calls on it",
+        "Keras's Dropout draws the same numbers in its first two calls on it",
         ("openvino",),
         draw_anew,
         AssertionError,
@@ -158,19 +158,19 @@ LIMITS = {
         AssertionError,
     ),
     "loops of nests": Limit(
-        "Keras's RNN takes the outputs of a cell for a single one on it",
+        "Keras's RNN expects a single output of a cell on it",
         ("numpy",),
         loop_over_two_outputs,
         ValueError,
     ),
     "any size": Limit(
-        "a size is never a tensor on it, and no slice can end at one",
+        "a size is never a tensor on it, and no slice can end at a tensor",
         ("jax",),
         slice_to_any_size,
         IndexError,
     ),
     "empty broadcast": Limit(
-        "broadcasting a tensor without elements ends the process on it",
+        "broadcasting a tensor without elements kills the process on it",
         ("openvino",),
         broadcast_nothing,
         subprocess.CalledProcessError,

@@ -33,8 +33,8 @@ class Case:
     name: str
     inputs: object
     config: dict = dataclasses.field(default_factory=dict)
-    # Makes the layer; without it, the class of `keras.layers` that begins the
-    # name is made from `config`.
+    # Makes the layer. Without it, the layer is of the class of `keras.layers`
+    # with which the name begins, made from `config`.
     make_own: Callable[[], keras.Layer] | None = None
     args: tuple = ()
     kwargs: dict = dataclasses.field(default_factory=dict)
@@ -42,12 +42,12 @@ class Case:
     values: str = "normal"
     # It draws random numbers in training.
     random: bool = False
-    # The samples of a batch are mixed: "in training", or "always".
+    # When the samples of a batch are mixed: "in training", or "always".
     mixes_samples: str = ""
     differentiable: bool = True
-    # The backends that Keras has it for; () for all.
+    # The backends on which Keras has it; () for all.
     only: tuple[str, ...] = ()
-    # Keras asks it for a batch of known size.
+    # Whether it needs a batch of known size.
     static_batch: bool = False
     slow: bool = False
     wrap: Callable[[keras.Layer], keras.Layer] = TimeDistributed
@@ -66,7 +66,7 @@ class Case:
 
     @property
     def has_time(self):
-        """Whether the layer is wrapped, and not the bare one."""
+        """Whether the layer is wrapped, not bare."""
         return len(self.lead) == 2
 
     @property
@@ -124,7 +124,7 @@ class Case:
     def model_of(self, layer, arguments, *time):
         """A functional model of a call of `layer` and its flat outputs.
 
-        Its time is that of the arguments, where no other is given.
+        Its time is that of the arguments, unless another one is given.
         """
         dtype = DTYPES[self.values]
         batch = self.lead[0] if self.static_batch else None
@@ -150,7 +150,7 @@ class Case:
 
 
 def one_or_all(nest):
-    """The leaves of a nest, as models have them: one alone in no list."""
+    """The leaves of a nest, as models take them: a single one is not a list."""
     flat = tree.flatten(nest)
     return flat[0] if len(flat) == 1 else flat
 
@@ -160,7 +160,7 @@ def leaves(nest):
 
 
 def with_leaves(nest, tensors):
-    """Puts tensors in the place of the arrays of a nest."""
+    """Replaces the arrays of a nest with tensors."""
     rest = iter(tensors)
     flat = [
         next(rest) if hasattr(x, "shape") else x for x in tree.flatten(nest)

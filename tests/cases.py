@@ -1,4 +1,4 @@
-"""The table of wrapped layers that the promises are tested on."""
+"""The table of wrapped layers that the tests run on."""
 
 import itertools
 
@@ -16,7 +16,7 @@ VECTOR = (5,)
 SEQUENCE = (5, 4)
 IMAGE = (8, 8, 3)
 VOLUME = (4, 4, 4, 2)
-# Keras builds these on TensorFlow.
+# Keras implements these in TensorFlow.
 TENSORFLOW = {"only": ("tensorflow",)}
 WORDS = {"values": "text", "differentiable": False, **TENSORFLOW}
 IDS = {"values": "ids", "differentiable": False}
@@ -312,7 +312,7 @@ LAYERS = [
     image("RandomElasticTransform"),
     image("RandomErasing", {"scale": 0.5}),
     image("RandomFlip"),
-    # It blurs a whole batch alike.
+    # It blurs all images of a batch in the same way.
     image("RandomGaussianBlur", {"sigma": 1.0}, mixes_samples="in training"),
     image("RandomGrayscale"),
     image("RandomHue", {"factor": 0.5}),
@@ -436,9 +436,9 @@ APPLICATIONS = [
     application("ResNet50V2"),
 ]
 
-# The classes of `keras.layers` that are no case.
+# The classes of `keras.layers` that are not cases.
 EXCLUDED = {
-    "FlaxLayer": "it is a JaxLayer of a module of Flax",
+    "FlaxLayer": "it is a JaxLayer of a Flax module",
     "InputLayer": "it takes no tensor",
     "Layer": "abstract: it has no `call`",
     "Wrapper": "abstract: it has no `call`",
@@ -461,12 +461,12 @@ def each(cases):
 
 
 def one_in(number, cases, start=0):
-    """One in so many cases, or all where that is quick."""
+    """One in `number` cases, or all on quick backends."""
     return cases if QUICK else cases[start::number]
 
 
 def each_in_turn(names, ways, cases):
-    """Each case in one way, a `pytest.param` of `names`; ways take turns."""
+    """Each case in one of the ways, in turn: a `pytest.param` of `names`."""
     turns = zip(cases, itertools.cycle(ways))
     return pytest.mark.parametrize(
         f"case,{names}",

@@ -22,7 +22,7 @@ from cases import EXCLUDED
 from cases import has
 from stock_models import MODELS
 
-# The same examples wherever the tests run, however slowly they do.
+# The same examples on every machine, however slow it is.
 examples = 100 if QUICK else 30
 settings.register_profile(
     "fixed", deadline=None, derandomize=True, max_examples=examples
@@ -30,14 +30,14 @@ settings.register_profile(
 settings.load_profile("fixed")
 
 WARNINGS_OF_KERAS_3_16 = [
-    # Each RNN says so, as it passes no mask on any more.
+    # Each RNN warns, as it does not pass masks on.
     r"Layer '.*' \(of type (LSTM|ConvLSTM2D|Bidirectional)\) was passed an "
     "input with a mask",
     # `quantize` does not count the layer that a wrapper holds.
     r"`model.quantize\(\)`.* 1 layer\(s\) were skipped",
 ]
 
-# What `nox -s exports` installs, as far as it is there.
+# What `nox -s exports` installs, where it is available.
 EXPORT_TOOLS = (
     "jax2onnx",
     "litert-torch",
@@ -49,7 +49,7 @@ EXPORT_TOOLS = (
 
 
 def pytest_addoption(parser):
-    parser.addoption("--report", help="write the outcomes for table.py there")
+    parser.addoption("--report", help="file to write outcomes for table.py to")
 
 
 def pytest_configure(config):
@@ -57,7 +57,7 @@ def pytest_configure(config):
     if asked != loaded:
         raise pytest.UsageError(
             "Choose the backend of the tests with the environment variable "
-            f"KERAS_BACKEND. Received: KERAS_BACKEND={asked}, and Keras loaded "
+            f"KERAS_BACKEND. Received: KERAS_BACKEND={asked}, but Keras loaded "
             f"{loaded}."
         )
     if loaded == "numpy":
@@ -65,7 +65,7 @@ def pytest_configure(config):
         warning = "ignore:.* encountered in:RuntimeWarning"
         config.addinivalue_line("filterwarnings", warning)
     if loaded in INFERENCE_ONLY:
-        # Keras says so of `remat`, where there is no backward pass.
+        # Keras warns of `remat` where there is no backward pass.
         warning = "ignore:Rematerialization"
         config.addinivalue_line("filterwarnings", warning)
     if loaded == "openvino":
@@ -79,7 +79,7 @@ def pytest_configure(config):
 
 
 def predict_in_float32():
-    """Keeps Keras's OpenVINO models from bfloat16, where a processor has it."""
+    """Keeps Keras's OpenVINO models from bfloat16, on CPUs that have it."""
     import openvino
 
     openvino.compile_model = functools.partial(
@@ -89,7 +89,7 @@ def predict_in_float32():
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        # These travel with the reports, from the processes of xdist too.
+        # These are sent with the reports, also by the processes of xdist.
         params = item.callspec.params if hasattr(item, "callspec") else {}
         for kind in {"case", "model"} & params.keys():
             item.user_properties.append((kind, params[kind].name))
@@ -116,9 +116,9 @@ def versions_of_tools():
 
 
 class Report:
-    """Writes what came out of each check of each case, model and cell.
+    """Writes the outcome of each check of each case, model and cell.
 
-    A test of a cell records it, as its row and its column, and its check.
+    A test of a cell records its row and column, and its check.
     """
 
     def __init__(self, path):
@@ -188,7 +188,7 @@ def rng():
 @pytest.fixture
 def on_tensorflow():
     if keras.backend.backend() != "tensorflow":
-        pytest.skip(reason="Keras builds this layer on TensorFlow")
+        pytest.skip(reason="Keras implements this layer in TensorFlow")
 
 
 @pytest.fixture

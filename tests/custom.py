@@ -1,4 +1,4 @@
-"""Layers and models of a user's own, for the table of cases."""
+"""Custom layers and models for the table of cases."""
 
 import functools
 import tempfile
@@ -221,7 +221,7 @@ def _saved_model():
 
 
 class Attention(keras.Layer):
-    """As public code has it: it reads no mask, and passes one on by mistake."""
+    """As in public code: it ignores its mask, and passes it on by mistake."""
 
     def __init__(self):
         super().__init__()
@@ -250,7 +250,7 @@ def norm():
 
 
 class Rows(keras.Layer):
-    """Notes how many samples each of its calls has."""
+    """Records how many samples each of its calls has."""
 
     def __init__(self):
         super().__init__()
@@ -265,7 +265,7 @@ class Rows(keras.Layer):
 
 
 class Adds(keras.Layer):
-    """Adds in each call what it is told to for so many rows."""
+    """Adds in each call the losses that a function returns for its inputs."""
 
     def __init__(self, losses, **kwargs):
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""Models trained with what a backend has for many devices."""
+"""Trains models on many devices, in the ways that each backend has."""
 
 import concurrent.futures
 import contextlib
@@ -44,7 +44,7 @@ del MODELS["MobileNetV2"]
 
 
 def split_cpu():
-    """Makes the CPU several devices, before anything runs on it."""
+    """Splits the CPU into several devices, before anything runs on it."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -91,9 +91,9 @@ def fit(name, option, scope=contextlib.nullcontext):
         return model.get_weights()
 
 
-# In the programs of XLA.
+# Operations in XLA programs.
 MOVES = r" (all-gather|all-to-all|collective-permute)(-start)?\("
-# Of models of `exported.MODELS`: units and features are shared.
+# For models of `exported.MODELS`: units and features are sharded.
 LAYOUTS = {
     "embeddings": (None, "model"),
     "(dense|lstm|gru).*kernel": (None, "model"),
@@ -131,9 +131,9 @@ def _model_parallel():
 
 @functools.cache
 def count_moves(name, option, scope):
-    """Counts the operations of a step of training that move activations.
+    """Counts the operations of a training step that move activations.
 
-    Those that add up gradients or statistics are not among them.
+    Those that sum gradients or statistics do not count.
     """
     import jax
 
@@ -158,7 +158,7 @@ def count_moves(name, option, scope):
 
 
 def predict(name, option, axes):
-    """Predicts on JAX, with inputs of which devices share these axes."""
+    """Predicts on JAX, with these axes of the inputs sharded over devices."""
     import jax
     from jax.sharding import Mesh
     from jax.sharding import NamedSharding
@@ -167,7 +167,7 @@ def predict(name, option, axes):
     inputs, _ = draw(name)
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     shared = NamedSharding(mesh, PartitionSpec(*axes))
-    # A step that serves all others is on each device.
+    # A step that is used at all others is on each device.
     whole = NamedSharding(mesh, PartitionSpec())
     inputs = [
         jax.device_put(x, shared if x.shape[1] == TIME else whole)
@@ -187,8 +187,8 @@ def mirrored():
 
     strategy = tf.distribute.MirroredStrategy(
         ["CPU:0", "CPU:1"],
-        # The collective operations of TensorFlow fail on CPUs now and then,
-        # for models of Keras alone, too.
+        # TensorFlow's collective operations sometimes fail on CPUs, also for
+        # models of Keras alone.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
     with strategy.scope():
@@ -223,7 +223,7 @@ def _rank(rank, store, name, option, wrap):
         world_size=PROCESSES,
         timeout=datetime.timedelta(minutes=1),
     )
-    # What uses the group is gone before the group is.
+    # Everything that uses the group must be gone before the group is.
     weights = _fit_rank(rank, name, option, wrap)
     distributed.destroy_process_group()
     return weights
@@ -260,11 +260,11 @@ def sharded(model):
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """What trains a model on many devices.
+    """A way to train a model on many devices.
 
     Args:
-        backend: Of this backend.
-        train: Function of the name of a model and of an option. It trains the
+        backend: The backend that has it.
+        train: Function that takes the name of a model and an option, trains the
             model for some steps, and returns its weights.
     """
 
@@ -291,13 +291,13 @@ ENGINES = {
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """What does not train as on one device, with time folded by hand, too.
+    """What does not train as on one device, even with time folded by hand.
 
     Args:
-        engine: With this engine.
-        reason: Why.
+        engine: The engine.
+        reason: Why it does not.
         message: What the error says.
-        models: Which models.
+        models: The names of the models.
     """
 
     engine: str
@@ -307,20 +307,20 @@ class Limit:
 
 
 OF_EACH_DEVICE = (
-    "BatchNormalization and Dropout are those of the samples of each device"
+    "BatchNormalization and Dropout only see the samples of their own device"
 )
 LIMITS = [
     Limit("MirroredStrategy", OF_EACH_DEVICE, models=("CNN",)),
     Limit(
         "MirroredStrategy",
-        "Keras adds the inputs of the devices up, and booleans cannot be added",
+        "Keras sums the inputs of the devices, and booleans cannot be summed",
         "attr 'T' of bool is not in the list of allowed values",
         ("mask as an input",),
     ),
     Limit("DistributedDataParallel", OF_EACH_DEVICE, models=("CNN",)),
     Limit(
         "fully_shard",
-        "Keras's variables keep the parameters that PyTorch replaces, so that "
+        "Keras's variables keep the parameters that PyTorch replaces, so "
         "nothing trains",
     ),
 ]

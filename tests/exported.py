@@ -35,7 +35,7 @@ class Folded(keras.Layer):
     def call(self, inputs, *args, mask=None):
         first, *others = tree.flatten(inputs)
         batch, time = ops.shape(first)[:2]
-        # Those of a time of 1.
+        # Some may have a time of 1.
         others = [
             ops.broadcast_to(x, (batch, time, *x.shape[2:])) for x in others
         ]
@@ -62,8 +62,8 @@ class Exported:
     """A model and its inputs.
 
     Args:
-        build: Makes the model with what makes wrappers of layers.
-        draw: Draws the list of its inputs for a generator, batch and time.
+        build: Makes the model, given a function that wraps layers.
+        draw: Draws the list of its inputs, given a generator, batch and time.
     """
 
     build: Callable

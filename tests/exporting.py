@@ -1,4 +1,4 @@
-"""What a backend exports a model to, run as those who deploy it run it."""
+"""Exports models to each format of a backend, and runs them as deployed."""
 
 import dataclasses
 import functools
@@ -162,9 +162,10 @@ class Format:
     """A format that models are exported to.
 
     Args:
-        backends: From which backends.
-        export: Function of a model, a folder and the example that the model is
-            of. It returns what runs the exported program on a list of arrays.
+        backends: The backends that export to it.
+        export: Function that takes a model, a folder and the `Exported` of the
+            model, and returns a function that runs the exported program on a
+            list of arrays.
         sizes: The batches and times to run it on.
     """
 
@@ -179,7 +180,7 @@ FORMATS = {
     "openvino": Format(("tensorflow", "jax", "torch"), openvino),
     "litert": Format(("tensorflow",), litert),
     "litert, fixed sizes": Format(
-        # It exports once for each.
+        # It exports once for each size.
         ("torch",),
         litert_of_fixed_sizes,
         SIZES[:2],
@@ -195,13 +196,13 @@ class Limit:
     """What cannot be exported.
 
     Args:
-        backend: From this backend.
-        format: To this format.
-        reason: Why.
-        message: A regular expression that what it raises matches.
-        models: Which models.
-        options: With which options, where it can be without. None are all,
-            and with time folded by hand, too.
+        backend: The backend to export from.
+        format: The format to export to.
+        reason: Why it cannot be exported.
+        message: A regular expression that the error matches.
+        models: The names of the models.
+        options: The options that cannot be exported, where the model without
+            them can. If empty, nothing can, not even time folded by hand.
     """
 
     backend: str
@@ -222,13 +223,13 @@ class Limit:
 RECURRENT = ("LSTM, then GRU",)
 LOOPS = ("steps_per_call", "share_randomness")
 OPENVINO_LOOP = (
-    "OpenVINO converts no loop of TensorFlow's that collects outputs, as that "
-    "of Keras's RNN",
+    "OpenVINO cannot convert a TensorFlow loop that collects outputs, such as "
+    "that of Keras's RNN",
     "TensorList",
 )
 LITERT_LOOP = (
-    "LiteRT runs no loop over an unknown time that collects outputs, as that "
-    "of Keras's RNN; TensorFlow's own operations (Flex) are not in it",
+    "LiteRT cannot run a loop over an unknown time that collects outputs, such "
+    "as that of Keras's RNN; it lacks TensorFlow's own operations (Flex)",
     "FlexTensorList|Fill dimensions",
 )
 TWO_TIMES = (
@@ -237,7 +238,7 @@ TWO_TIMES = (
     ("mask as an input",),
 )
 ONE_TIME = tuple(name for name in MODELS if name != "mask as an input")
-TRACED_STEPS = "Keras's RNN on PyTorch has the steps of the example"
+TRACED_STEPS = "Keras's RNN on PyTorch keeps the number of steps of the example"
 OTHER_VALUES = "Not equal to tolerance"
 LIMITS = [
     Limit("tensorflow", "openvino", *OPENVINO_LOOP, RECURRENT),
@@ -247,7 +248,7 @@ LIMITS = [
     Limit(
         "tensorflow",
         "litert",
-        "LiteRT does not run Keras's `ops.nonzero`, as it unstacks int64",
+        "LiteRT cannot run Keras's `ops.nonzero`, as it unstacks int64",
         "FlexUnpack",
         ("mask as an input", "hierarchical masks"),
         ("skip_masked",),
@@ -255,14 +256,14 @@ LIMITS = [
     Limit(
         "jax",
         "onnx",
-        "jax2onnx reshapes to no product of two unknown sizes",
+        "jax2onnx cannot reshape to a product of two unknown sizes",
         "reshape with symbolic dimensions",
         ONE_TIME,
     ),
     Limit(
         "jax",
         "openvino",
-        "Keras exports from the JAX of today what OpenVINO does not convert",
+        "Keras exports operations of recent JAX that OpenVINO cannot convert",
         "XlaCallModule",
         ONE_TIME,
     ),
@@ -281,7 +282,7 @@ LIMITS = [
     Limit(
         "torch",
         "litert, fixed sizes",
-        "litert-torch converts no operation whose size depends on data",
+        "litert-torch cannot convert operations whose size depends on data",
         "nonzero",
         ("mask as an input",),
         ("skip_masked",),
@@ -294,7 +295,7 @@ LIMITS = [
 
 
 def leave_options_out(model):
-    """Lets the wrappers of a model make one call, which needs no loop."""
+    """Makes the wrappers of a model use one call, which needs no loop."""
     wrappers = [x for x in model.layers if isinstance(x, TimeDistributed)]
     for td in wrappers:
         td.steps_per_call, td.share_randomness = None, False

@@ -1,7 +1,7 @@
-"""Where a check of the table fails through Keras itself.
+"""Checks of the table that fail because of Keras itself.
 
-Each row is shown to hold: the check then runs once more on the bare layer, with
-the steps as samples, and must end in the same error.
+Each row is verified: the check then runs again on the bare layer, with the
+steps as samples, and must raise the same error.
 """
 
 import copy
@@ -84,23 +84,23 @@ LIMITS = [
     Limit("Discretization", SYMBOLIC, "Older Keras infers another dtype.", ("jax",), everywhere=False),
     Limit("Equalization", BARE_FIT, "Bare, it cannot be in a functional model, where it is part of a cycle."),
     Limit("GRU, stateful", FIT, "It changes the states that the gradients need.", ("torch",)),
-    Limit("JaxLayer", (), "Keras asks for TensorFlow beside JAX to call it.", ("jax",)),
+    Limit("JaxLayer", (), "Keras needs TensorFlow besides JAX to call it.", ("jax",)),
     Limit("MaxNumBoundingBoxes", COMPILED + FIT, "It pads by a size that JAX does not know.", ("jax",)),
     Limit("MultiHeadAttention, by name", BARE_FIT, "No loss can take the mask attached to the scores."),
-    Limit("RNN, of stacked cells", SYMBOLIC, "Its states nest otherwise in a symbolic call."),
+    Limit("RNN, of stacked cells", SYMBOLIC, "Its states are nested differently in a symbolic call."),
     Limit("RandomCrop", SYMBOLIC + BARE_FIT, "In inference it leaves most images whole."),
     Limit("RandomCrop", SHARED_FIT, "In inference it leaves most images whole.", ("jax", "torch")),
     Limit("RandomElasticTransform", SHARED + SHARED_FIT, "It draws without its seed.", ("torch",)),
     Limit("RandomElasticTransform", BARE_FIT, "It draws with a size that JAX does not know.", ("jax",)),
-    Limit("RandomElasticTransform", SHARED_FIT, "It draws with a size that JAX, compiling, does not know.", ("jax",), everywhere=False),
+    Limit("RandomElasticTransform", SHARED_FIT, "It draws with a size that JAX does not know when compiling.", ("jax",), everywhere=False),
     Limit("RandomShear", CONFIG + LOADING, "Its config is not what its constructor takes."),
     Limit("STFTSpectrogram", MIXED, "It has no bfloat16.", everywhere=False),
     Limit("StringLookup", FIT, "`fit` takes no arrays of strings."),
     Limit("TextVectorization", FIT, "`fit` takes no arrays of strings."),
     Limit("TFSMLayer", MIXED, "The saved function takes float32."),
-    Limit("TFSMLayer", CONFIG[:2], "Keras loads code only where safe mode is off."),
+    Limit("TFSMLayer", CONFIG[:2], "Keras loads code only if safe mode is off."),
     Limit("TorchModuleWrapper", MIXED, "The weights of a module stay in float32."),
-    Limit("TorchModuleWrapper", CONFIG[:2], "Keras loads code only where safe mode is off."),
+    Limit("TorchModuleWrapper", CONFIG[:2], "Keras loads code only if safe mode is off."),
     *(
         Limit(name, COMPILED, "OpenVINO cannot compile what Keras makes of it.", ("openvino",))
         for name in NOT_IN_OPENVINO
@@ -125,14 +125,14 @@ def no_worse_than_plain(test):
         try:
             test(case=case, **kwargs)
         except Exception as error:
-            # Wrong results are alike only where a row says why.
+            # Wrong results are accepted only if a row says why.
             wrong = isinstance(error, AssertionError)
             if not limits and (LISTED or wrong):
                 raise
             with pytest.raises(type(error)):
                 test(case=case.plain, **again)
             reason = limits[0].reason if limits else f"Keras: {error!r}"
-            pytest.xfail(f"The bare layer fails alike. {reason}")
+            pytest.xfail(f"The bare layer fails too. {reason}")
         if LISTED and any(
             limit.checks and limit.everywhere for limit in limits
         ):

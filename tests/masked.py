@@ -9,7 +9,7 @@ from reference import as_numpy
 
 IDS = np.array([[[1, 2, 3], [4, 0, 0]], [[5, 6, 0], [0, 0, 0]]], "int32")
 WORDS, SENTENCES = IDS != 0, (IDS != 0).any(axis=-1)
-# A sentence of padding is shown as one without any.
+# A sentence of padding alone is shown as one without padding.
 SHOWN = (WORDS | ~SENTENCES[..., None]).reshape(4, 3)
 
 
@@ -34,7 +34,7 @@ def assert_equal(actual, expected):
 def masked(case, args, make):
     """Attaches masks of `(batch, time)` to inputs.
 
-    On those of a bare layer, they are masks of positions.
+    For a bare layer, they are masks of positions.
     """
     rank = 2 if case.has_time else -1
     inputs = tree.map_structure(

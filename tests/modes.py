@@ -8,7 +8,7 @@ from backends import QUICK
 from backends import needs
 
 TIME = 11
-# What is computed again is for gradients.
+# Recomputation is only for gradients.
 REMAT = [needs("remat"), needs("training")]
 SEVERAL_CALLS = {
     "1 step": {"steps_per_call": 1},
@@ -30,7 +30,7 @@ def options_named(names):
 
 
 def names_and_options(names, options):
-    """Each name with each option where that is quick; elsewhere in turn."""
+    """Each name with each option on quick backends, elsewhere in turn."""
     both = itertools.product(names, options)
     if not QUICK:
         size = max(len(names), len(options))

@@ -1,10 +1,10 @@
-"""Plants faults in keras_td, one at a time, and counts those the tests find.
+"""Plants faults in keras_td, one at a time, and counts those that tests find.
 
     python tests/mutation.py REPORT [MODULE...]
 
-Cosmic Ray makes the faults. Those tests run that come to the statement with the
-fault, as Coverage tells, in forks of one process: to load Keras takes longer
-than most faults live. A fault whose tests never end counts as found.
+Cosmic Ray makes the faults. Only tests that reach the faulty statement,
+according to Coverage, are run, in forks of one process: loading Keras takes
+longer than finding most faults. A fault whose tests never end counts as found.
 """
 
 import ast
@@ -34,14 +34,14 @@ NOTES = pathlib.Path(tempfile.mkdtemp())
 # No size is a tensor on PyTorch; on TensorFlow, tests of unknown sizes fail.
 UNKNOWN_SIZES = "PyTorch knows all sizes"
 # PyTorch's tensors take attributes; on JAX, the tests of masks fail.
-ATTRIBUTES = "PyTorch has no need of the layers that read and write masks"
-PARTS = "JAX alone calls a layer on parts, where its tests fail"
-RECOMPUTED = "TensorFlow alone computes calls again in another structure"
-FUNCTIONS = "it is for functions of TensorFlow, where its tests fail"
-DIGITS = "more digits than need be hold a number, too"
+ATTRIBUTES = "PyTorch does not need the layers that read and write masks"
+PARTS = "only JAX calls a layer on parts, and its tests fail there"
+RECOMPUTED = "only TensorFlow recomputes calls in another structure"
+FUNCTIONS = "it is for TensorFlow functions, and its tests fail there"
+DIGITS = "more digits than needed hold a number, too"
 CHANGES_TWICE = "what a call adds has changed its sign once before"
-# The lines, before or after, of faults that change nothing there: they survive
-# untried.
+# The lines, before or after, of faults that change nothing on PyTorch: they
+# survive without a test run.
 EXPLAINED = {
     "return static if not all(map(_is_known, static)) "
     "else tuple(ops.shape(x))": UNKNOWN_SIZES,
@@ -54,7 +54,7 @@ EXPLAINED = {
     "samples, rows = folding.sizes(x)[0], folding.sizes(valid)[ -1]": "it has "
     "one axis",
     'if not (given.get("training") or self.normalization.trainable):': "it "
-    "reads its mask in training alone",
+    "reads its mask only in training",
     "if not sparse": "the tensors are TensorFlow's, where its tests fail",
     "if folding.differ(samples, rows) or in_graph == [False, True]:": (
         UNKNOWN_SIZES
@@ -74,21 +74,21 @@ EXPLAINED = {
         for pads in ("( -1, 0), (0, 1)", "(0, -1), (0, 1)", "(0, 0), (0, 2)")
     },
     "x = ops.swapaxes(x[ -1], 0, 1)": "there is one",
-    "if mask is not None or trees.is_tensor(x):": "to set None sets none",
+    "if mask is not None or trees.is_tensor(x):": "setting None sets nothing",
     **{
         f"arguments = arguments.first_steps( {i}).map(ops.copy)": "any number "
         "of steps builds a layer"
         for i in (0, 2)
     },
     "if at_hand or not layer_kinds.keeps_state(layer):": "PyTorch has all "
-    "values at hand, and builds in a scope too",
+    "values, and builds in a scope too",
     "if len(mask.shape) >= 1 and layer_kinds.keeps_state(layer):": "a mask of "
     "inner steps stays one",
     "return found[ -1]": "there is one",
     "@functools.lru_cache": "it saves time",
     "CALLS_PER_ITERATION = 2": "it saves time",
     "FEW_CALLS = 8": "it saves time",
-    "without_padding: bool = True": "each call tells it",
+    "without_padding: bool = True": "each call passes it",
     "class LayerOptions(TypedDict, total=True):": "it is for type checkers",
     **{
         f"self.draws.seed = random.getrandbits( {i})": "any number will do"
@@ -197,7 +197,7 @@ EXPLAINED = {
     "except AttributeError:": ATTRIBUTES,
     **{f"return inputs[ {i}]": ATTRIBUTES for i in (-1, 0, 1, 2)},
 }
-# They ask which variables.
+# They need to be told which variables.
 NOT_USED = ("VariableReplacer", "VariableInserter")
 # Two ways to swap one operator for another are enough: to another sum, or to
 # the opposite comparison and past its bound.
@@ -220,8 +220,8 @@ SWAPS = {
         "_GtE_Gt",
     ),
 }
-# One test that fails is enough, so those that have found other faults of a
-# module come first.
+# One failing test is enough, so tests that found other faults of a module come
+# first.
 MOST_OFTEN = 25
 COVER = "--cover"
 OPTIONS = ["-q", "-p", "no:cacheprovider", "--assert=plain"]
@@ -244,9 +244,9 @@ def faults(path):
 
 
 def tests_of_lines():
-    """The tests that come to each line `{module: {number: tests}}`.
+    """The tests that reach each line, `{module: {number: tests}}`.
 
-    Exits where a test fails without any fault.
+    Exits if a test fails without any fault.
     """
     config, data = NOTES / "config", NOTES / "data"
     config.write_text("[run]\ndynamic_context = test_function\n")
@@ -262,7 +262,7 @@ def tests_of_lines():
 
 
 def statement(code, number):
-    """The lines of a statement that has a line in it, or of its head."""
+    """The lines of the statement that contains a line, or of its head."""
     lines = range(number, number + 1)
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.stmt) and node.lineno <= number:
@@ -274,7 +274,7 @@ def statement(code, number):
 
 
 def tests_of(path, code, tests):
-    """The tests that come to the statements with a fault."""
+    """The tests that reach the statements with a fault."""
     before = path.read_text()
     matcher = difflib.SequenceMatcher(
         None, before.splitlines(), code.splitlines(), autojunk=False
@@ -287,7 +287,7 @@ def tests_of(path, code, tests):
         for line in statement(before, number)
         for context in tests[path.name].get(line, ())
     }
-    if "" in contexts:  # Python comes to it in an import.
+    if "" in contexts:  # Python reaches it in an import.
         return ["tests"]
     return sorted(
         f"tests/{context.replace('.', '.py::', 1)}" for context in contexts
@@ -295,7 +295,7 @@ def tests_of(path, code, tests):
 
 
 class ClearsCaches:
-    """Lets each test come to what an earlier one has had cached."""
+    """Makes each test reach the code whose results an earlier one cached."""
 
     def pytest_runtest_setup(self):
         for name, module in list(sys.modules.items()):
@@ -305,7 +305,7 @@ class ClearsCaches:
 
 
 class Finders:
-    """Notes the tests that find faults of a module, and tells the best."""
+    """Records the tests that find faults of a module, and ranks them."""
 
     def __init__(self, path):
         self.notes = NOTES / path.name
@@ -350,7 +350,7 @@ def difference(path, code):
 
 
 def explanation(path, code):
-    """Why a fault changes nothing, where that is known."""
+    """Why a fault changes nothing, if that is known."""
     if path.name == "time_distributed.py":
         return None
     changed = difference(path, code).splitlines()

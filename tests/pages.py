@@ -1,4 +1,4 @@
-"""Pages of documentation, whose blocks of Python run."""
+"""Runs the Python blocks of documentation pages."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What processes of a data loader have to import."""
+"""What the processes of a data loader have to import."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ augment: Augment
 
 
 def start_worker(_):
-    """Gives a process a layer of its own."""
+    """Gives a process its own layer."""
     global augment
     layer = layers.RandomBrightness(0.5, value_range=(0, 1))
     augment = Augment(TimeDistributed(layer, share_randomness=True))

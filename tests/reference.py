@@ -1,4 +1,4 @@
-"""The oracle: a layer called by hand on one time step after the other."""
+"""The oracle: a layer called by hand on one time step after another."""
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ def assert_close(actual, expected):
         if e.dtype.kind not in "biuf":
             np.testing.assert_array_equal(a, e)
             continue
-        # Sums of large values end in small ones with the error of the large.
+        # Small values may be sums of large ones, with the errors of these.
         scale = max(
             1,
             np.abs(e, where=np.isfinite(e), out=np.zeros(e.shape, e.dtype)).max(

@@ -1,4 +1,4 @@
-"""Models with Keras's own `TimeDistributed`, in every place that holds one."""
+"""Models with Keras's own `TimeDistributed`, in every place it can be."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,11 +14,11 @@ import custom
 
 @dataclasses.dataclass(frozen=True)
 class StockModel:
-    """A model, what makes it, and what can be asked of it.
+    """How to make a model, and which checks do not apply to it.
 
     Args:
-        make: Makes the model. Its inputs are `Input`s, or `shape` tells it.
-        shape: Shape of its input, where the model does not tell it.
+        make: Makes the model.
+        shape: Shape of its input, if the model has no `Input`s.
         cannot: Dict of checks that are not made, and why.
     """
 
@@ -119,7 +119,7 @@ class Builder(keras.Layer):
 
 @keras.saving.register_keras_serializable(package="tests")
 class OwnTrainStep(keras.Model):
-    """A functional model with a method of its own."""
+    """A functional model with its own method."""
 
     def half(self, x):
         return self(x) / 2
@@ -150,7 +150,7 @@ def shared_with_a_submodel():
 
 
 def news():
-    """One encoder of titles, of what was read and of what may be."""
+    """One encoder of titles, for articles that were read and for candidates."""
     encoder = keras.Sequential(
         [keras.Input((4,)), layers.Dense(3, name="dense")], name="encoder"
     )
@@ -255,7 +255,7 @@ def application():
     return sequential(Stock(cnn), layers.GRU(2), shape=(2, 32, 32, 3))
 
 
-# Why a check is not made: Keras fails with its own layer alike.
+# Why a check is not made: Keras fails with its own layer too.
 SCALE = "Keras calls it without its scale."
 SHARED = "A file of Keras has its weights under one of the two names."
 

@@ -4,9 +4,9 @@
     python tests/table.py REPORT
 
 The folder has the reports: files that `pytest --report` wrote, named after
-their sessions, as `tests(jax).json`, and `mutation.json`. It is an error where
-one of the named sessions has none. Of one report of cells, as that of
-`exports(jax)`, these are the table.
+their sessions, such as `tests(jax).json`, and `mutation.json`. It is an error
+if one of the named sessions has no report. A single report must be one of
+cells, such as that of `exports(jax)`, and these make the table.
 """
 
 import collections
@@ -25,7 +25,7 @@ FIRST = {
     "cell": "one call",
 }
 # This begins the reason of each check that fails for the bare layer too.
-ALIKE = "The bare layer fails alike. "
+ALIKE = "The bare layer fails too. "
 
 
 class Notes:
@@ -43,7 +43,7 @@ class Notes:
 
 
 def by_name(reports, kind):
-    """Maps each case or model and each backend to what its checks ended in."""
+    """Maps each case or model, and backend, to the outcomes of its checks."""
     found = collections.defaultdict(list)
     for report in reports:
         backend = report["backend"]
@@ -85,10 +85,8 @@ def print_table(reports, kind, excluded):
         rows.append([name, *(f"excluded [{number}]" for _ in backends)])
 
     print_rows([kind, *backends], rows)
-    print(
-        "\nok: each check passes, but for those in the notes, which name what"
-    )
-    print("Keras cannot do on that backend, without this layer either:\n")
+    print("\nok: each check passes, except those in the notes, which name what")
+    print("Keras cannot do on that backend even without this layer:\n")
     notes.print()
 
 
@@ -109,8 +107,8 @@ def print_cells(report):
     ]
     print(f"{versions_of(report)}:\n")
     print_rows([report["backend"], *columns], rows)
-    print("\nok: with each option, but for those that a note names.")
-    print("no: with time folded by hand, without this layer, neither.\n")
+    print("\nok: with each option, except those that a note names.")
+    print("no: not even with time folded by hand, without this layer.\n")
     notes.print()
     sys.exit(bool(report["failed"]))
 
@@ -128,7 +126,7 @@ def print_counts(reports, mutation):
     print(f"  excluded; {len(names)} cases with the composite ones")
     print(f"Checks of cases: {len(checks)}")
     print(f"Properties (hypothesis): {len(properties)}")
-    print("A case that is not run takes long: `nox -s slow` runs it.")
+    print("Cases that are not run take long: `nox -s slow` runs them.")
     for session, report in reports.items():
         cases = report["outcomes"]["case"]
         outcomes = collections.Counter(outcome for _, _, outcome, _ in cases)
@@ -165,7 +163,7 @@ def main():
     mutation = folder / "mutation.json"
     print("Layers, against a loop over the time steps:\n")
     print_table(columns, "case", columns[0]["excluded"])
-    print("\nModels of Keras's own layer, after `upgrade`:\n")
+    print("\nModels with Keras's own layer, after `upgrade`:\n")
     print_table(columns, "model", {})
     print_counts(
         reports, mutation.exists() and json.loads(mutation.read_text())

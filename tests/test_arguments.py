@@ -1,4 +1,4 @@
-"""Nests, further arguments and inputs that serve every step."""
+"""Nests, further arguments and inputs that are used at every step."""
 
 import keras
 import numpy as np

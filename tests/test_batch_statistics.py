@@ -57,7 +57,7 @@ def test_outside_of_the_wrapper_a_layer_does_what_it_did(rng):
 
 
 class Prototypes(keras.Layer):
-    """Normalizes a table of its own, which has as many rows as some batches."""
+    """Normalizes its own table, which has as many rows as some batches."""
 
     def __init__(self, rows):
         super().__init__()
@@ -146,7 +146,7 @@ def test_a_normalization_may_have_arguments_of_its_own(make, rng):
 
 
 class NormOfOnes(layers.Layer):
-    """Has its normalization computed again."""
+    """Recomputes its normalization."""
 
     def __init__(self):
         super().__init__()
@@ -171,7 +171,7 @@ class NormOfOnes(layers.Layer):
 def test_what_is_computed_again_knows_the_padding(make, run_eagerly, rng):
     jax = keras.backend.backend() == "jax"
     if jax and make is NormOfOnes and not run_eagerly:
-        pytest.skip(reason="JAX lets no state out of what it computes again")
+        pytest.skip(reason="JAX returns no state from what it recomputes")
     x, mask = normal(rng, 2, 3, 4, 5), np.array([[1, 1, 0], [1, 0, 0]], bool)
     y, weights = normal(rng, 2, 3, 4, 5), mask[..., None] * np.ones((2, 3, 4))
     x[~mask] = 9
@@ -183,7 +183,7 @@ def test_what_is_computed_again_knows_the_padding(make, run_eagerly, rng):
         sgd = keras.optimizers.SGD(1.0)
         model.compile(sgd, "mse", run_eagerly=run_eagerly)
         model.fit([x, mask], y, sample_weight=weights, verbose=0)
-        # By hand too, `keras.remat` moves means once more on some backends.
+        # On some backends, `keras.remat` updates means twice, by hand too.
         return [as_numpy(v) for v in model.trainable_variables]
 
     assert_close(trained(make()), trained(norm()))

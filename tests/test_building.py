@@ -49,7 +49,7 @@ class Model(keras.Model):
 
 
 class Outer(keras.Model):
-    """Tells what it wraps of `training`, as public code does."""
+    """Passes `training` on to what it wraps, as public code does."""
 
     def __init__(self, **options):
         super().__init__()
@@ -109,11 +109,11 @@ def test_the_shapes_of_all_arguments_build_the_layer(rng):
 @each_option
 def test_a_layer_inside_keeps_what_it_makes_in_its_build(option, built, rng):
     class Scales(keras.Layer):
-        """Leaves it to its call to build what is inside, as many do."""
+        """Builds what is inside in its call, as many layers do."""
 
         def __init__(self):
             super().__init__()
-            # It makes tensors of its weights once.
+            # It makes tensors from its weights only once.
             self.normalization = layers.Normalization()
 
         def build(self, input_shape):
@@ -139,7 +139,7 @@ bare_warns = pytest.mark.filterwarnings(
 
 @keras.saving.register_keras_serializable(package="tests")
 class Up(keras.Layer):
-    """A block of a decoder, with what it skips and a way to be wider."""
+    """A decoder block with a skip connection, which can be twice as wide."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

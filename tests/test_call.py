@@ -43,7 +43,7 @@ def test_equals_one_call_on_the_steps_as_samples(case, training, rng):
     args, kwargs = case.arrays(rng)
     folded_args, folded_kwargs = case.folded(args, kwargs)
 
-    # Layers that draw random numbers have the same seed here and there.
+    # Layers that draw random numbers have the same seed in both calls.
     actual = case.wrapped()(*args, training=training, **kwargs)
     plain = case.make()(*folded_args, training=training, **folded_kwargs)
 

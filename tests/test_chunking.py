@@ -1,7 +1,7 @@
-"""Calls in a loop, and in a time that only the run tells, equal one call.
+"""Calls in a loop, and on a time known only at run time, equal one call.
 
-Where a backend compiles nothing, neither is ever needed. It is made to take
-them here, so that each step of theirs can be looked at.
+Eager backends never need either. They are made to use them here, so that each
+step can be inspected.
 """
 
 import itertools
@@ -109,7 +109,7 @@ def test_gradients_of_a_single_call_are_numbers(time, as_compiled):
 
 
 class Diary(keras.Layer):
-    """Adds a loss, and notes what it has seen in a weight of its own."""
+    """Adds a loss, and records what it has seen in a weight."""
 
     def build(self, input_shape):
         self.kernel = self.add_weight(shape=(input_shape[-1],))

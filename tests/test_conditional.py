@@ -1,8 +1,8 @@
-"""Calls that only a condition of the run makes equal those on valid steps.
+"""Calls made on a condition known only at run time equal those on valid steps.
 
-PyTorch has all values at hand, and makes no call for nothing. It is made to
-take them here as compiled functions do, in which shapes may depend on data, as
-in TensorFlow's, or may not, as in JAX's.
+PyTorch has concrete values, and makes no needless calls. It is made to call
+here as compiled functions do, in which shapes may depend on data, as on
+TensorFlow, or may not, as on JAX.
 """
 
 import keras
@@ -49,7 +49,7 @@ def as_compiled(request, monkeypatch):
 
 
 class Notes(keras.Layer):
-    """Returns a nest, notes that it was called, and adds a loss."""
+    """Returns a nest, records that it was called, and adds a loss."""
 
     def build(self, input_shape):
         self.kernel = self.add_weight(shape=(input_shape[-1],))

@@ -1,4 +1,4 @@
-"""A model is upgraded whatever its classes have in their configs, and lack."""
+"""A model is upgraded whatever the configs of its classes hold, or lack."""
 
 import copy
 import functools
@@ -85,7 +85,7 @@ def test_a_model_in_a_config_and_elsewhere_is_refused():
 
 
 class KeepsConfig(Held):
-    """Keeps the config that it is given, for its own."""
+    """Keeps the config that it is given, and returns it in its own."""
 
     def __init__(self, inner, **kwargs):
         # Keras changes the configs that it reads.
@@ -113,7 +113,7 @@ def test_a_config_that_is_kept_can_be_saved(inner, rng, tmp_path):
 
 
 class Changed(KeepsConfig):
-    """Makes another layer of the config, of the same name and shapes."""
+    """Makes another layer from the config, with the same name and shapes."""
 
     def __init__(self, inner, **kwargs):
         config = {**inner["config"], "dilation_rate": 2}
@@ -340,7 +340,7 @@ def test_masks_that_a_layer_is_told_to_keep(rng):
 def test_regularizers_and_constraints_set_since(rng):
     model = compiled(sequential(Stock(layers.Dense(4)), layers.Dense(2)))
     first, second = model.layers[0].layer, model.layers[1]
-    # That of the layer comes too late, those of variables do not.
+    # A regularizer of a built layer has no effect, but those of variables do.
     first.kernel_regularizer = keras.regularizers.L2(0.5)
     second.kernel.regularizer = keras.regularizers.L2(0.5)
     second.bias.constraint = keras.constraints.NonNeg()
@@ -366,7 +366,7 @@ def test_a_variable_tied_since_is_refused():
 
 
 class Threshold(keras.metrics.Mean):
-    """Has no config of its own."""
+    """Has no `get_config` of its own."""
 
     def __init__(self, threshold=0.0, **kwargs):
         super().__init__(**kwargs)
@@ -416,7 +416,7 @@ def test_optimizers_in_a_function_are_told():
 
 
 def graph(seed, distribute):
-    """A model of two inputs, with branches of which some are masked."""
+    """A model of two inputs, with branches, some of them masked."""
     rng = random.Random(seed)
     words = keras.Input((5,), 2, dtype="int32", name="words")
     numbers = keras.Input((5,), 2, dtype="int32", name="numbers")
@@ -456,7 +456,7 @@ def test_an_upgraded_graph_is_that_of_a_model_built_so(seed, rng, tmp_path):
     assert names[0] == names[1]
     words = [rng.integers(0, 3, (2, 5)) for _ in range(2)]
     assert_close(new(words), by_hand(words))
-    # Files of weights go both ways.
+    # Weights files load in both directions.
     old.save_weights(tmp_path / "old.weights.h5")
     new.load_weights(tmp_path / "old.weights.h5")
     assert_close(new(words), by_hand(words))

@@ -1,4 +1,4 @@
-"""A model that is upgraded keeps all that its author has given it."""
+"""A model that is upgraded keeps everything that its author has given it."""
 
 import keras
 import numpy as np
@@ -59,7 +59,7 @@ def test_layers_of_one_config_that_are_called_in_turns_are_refused():
 
 
 class Many(keras.Layer):
-    """Has layers of one shape, for which Keras counts on."""
+    """Has layers of one shape, with new default names in each copy."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -365,7 +365,7 @@ def test_the_scale_of_losses(auto_scale_loss, rng):
 
 
 class Nested(keras.Layer):
-    """Holds a layer next to one that holds another of its name and config."""
+    """Holds a layer next to one that holds another with its name and config."""
 
     def __init__(self, block, proj, **kwargs):
         super().__init__(**kwargs)
@@ -409,7 +409,7 @@ def test_layers_of_one_name_in_and_next_to_another(rng):
 
 
 class InAnotherOrder(keras.Layer):
-    """Makes layers in another order than its config tells of them."""
+    """Makes layers in another order than its config has them."""
 
     def __init__(self, query=None, key=None, **kwargs):
         super().__init__(**kwargs)
@@ -437,7 +437,7 @@ def test_layers_without_names_in_another_order(rng):
 
 
 class WithMethods(custom.Full):
-    """Has arguments of the names of methods."""
+    """Has arguments with the names of methods."""
 
     def __init__(self, normalize=False, quantize=None, **kwargs):
         super().__init__(**kwargs)
@@ -460,7 +460,7 @@ def test_arguments_of_the_names_of_methods(rng):
 
 
 class BuiltFromConfig(keras.Layer):
-    """Has a state that only its config of building tells."""
+    """Has a state that only its build config holds."""
 
     scale = 1.0
 

@@ -1,4 +1,4 @@
-"""A model trained on many devices is the one trained on one."""
+"""A model trained on many devices equals one trained on a single device."""
 
 import keras
 import pytest
@@ -19,7 +19,7 @@ from table import ALIKE
 
 pytestmark = [
     pytest.mark.distributed,
-    # The layer by hand does not tell Keras how to build it.
+    # The layer that folds by hand does not tell Keras how to build it.
     pytest.mark.filterwarnings("ignore:.*layer 'folded:UserWarning"),
 ]
 BACKEND = keras.backend.backend()
@@ -64,12 +64,12 @@ def test_a_limit_is_that_of_a_model_by_hand(engine, name):
         assert_trains_as_on_one(engine, name, BY_HAND)
 
 
-# What is packed moves from device to device.
+# Packed steps move from device to device.
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o != "skip_masked"])
 @pytest.mark.parametrize("name", MODELS)
 def test_devices_move_no_more_than_by_hand(name, option):
     if BACKEND != "jax":
-        pytest.skip(reason="The program that is read is of XLA, on JAX")
+        pytest.skip(reason="It reads the XLA program, on JAX")
     by_hand = count_moves(name, BY_HAND, data_parallel)
 
     assert count_moves(name, option, data_parallel) <= by_hand
@@ -78,7 +78,7 @@ def test_devices_move_no_more_than_by_hand(name, option):
 @pytest.mark.parametrize("name", MODELS)
 def test_devices_that_share_units_move_no_more_than_by_hand(name):
     if BACKEND != "jax":
-        pytest.skip(reason="The program that is read is of XLA, on JAX")
+        pytest.skip(reason="It reads the XLA program, on JAX")
     by_hand = count_moves(name, BY_HAND, model_parallel)
 
     assert count_moves(name, "one call", model_parallel) <= by_hand
@@ -88,7 +88,7 @@ def test_devices_that_share_units_move_no_more_than_by_hand(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_devices_may_share_the_time(name, option):
     if BACKEND != "jax":
-        pytest.skip(reason="Inputs are shared so on JAX")
+        pytest.skip(reason="Inputs are sharded like this on JAX")
 
     actual = predict(name, option, (None, "devices"))
 

@@ -1,4 +1,4 @@
-"""All that Keras documents for `keras.layers.TimeDistributed`."""
+"""Everything that Keras documents for `keras.layers.TimeDistributed`."""
 
 import importlib.metadata
 import runpy

@@ -1,4 +1,4 @@
-"""Words make sentences and sentences documents, padded as they come."""
+"""Words make sentences and sentences make documents, with any padding."""
 
 import keras
 import numpy as np

@@ -91,7 +91,7 @@ each_policy = pytest.mark.parametrize("name", POLICIES)
 
 
 class Inside(keras.Layer):
-    """Has a layer of another dtype inside, as the last one of a model."""
+    """Has a layer of another dtype inside, like the last one of a model."""
 
     def __init__(self, layer, options):
         super().__init__()
@@ -128,7 +128,7 @@ def test_a_layer_of_float32_gives_the_same_in_several_calls(case, name, rng):
             return td(*args, training=False, **tensors)
 
     expected = outputs_of("one call")
-    # JAX takes long to compile what it may compute again.
+    # JAX takes long to compile what it may recompute.
     for option in ("1 step", "shared randomness"):
         assert_close(outputs_of(option), expected)
 
@@ -203,7 +203,7 @@ def test_training_in_mixed_precision_updates_weights_of_float32(option, rng):
         model.fit(x, np.ones((4, TIME, 2)), verbose=0)
         after = model.get_weights()[0]
 
-    # In 16 bits, a step as small as this would be none, or a large one.
+    # In 16 bits, such a small step would be none, or a large one.
     change = np.abs(after - before)
     assert (change > 0).all()
     assert change.max() < 1e-3

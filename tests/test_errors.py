@@ -1,4 +1,4 @@
-"""Mistakes are told in the user's terms, before the wrapped layer runs."""
+"""Mistakes raise errors in the user's terms, before the wrapped layer runs."""
 
 import keras
 import numpy as np
@@ -218,7 +218,7 @@ def test_ragged_tensors_are_told_what_to_do():
     ids=["InputLayer", "own"],
 )
 def test_a_layer_that_takes_no_inputs_is_told_to_be_left_out(make):
-    with pytest.raises(ValueError, match="takes no inputs. Leave it out"):
+    with pytest.raises(ValueError, match=r"takes no inputs\. Leave it out"):
         TimeDistributed(make())
 
 

@@ -1,4 +1,4 @@
-"""An exported model gives what the model gives, for any batch and time."""
+"""An exported model equals the model, for any batch and time."""
 
 import keras
 import pytest
@@ -14,10 +14,10 @@ from reference import assert_close
 from table import ALIKE
 
 pytest.importorskip("onnxruntime", reason="`nox -s exports` installs it")
-# What exports, and what runs the exported, warns of its own.
+# Exporters and runtimes warn of their own code.
 pytestmark = pytest.mark.filterwarnings("ignore")
 BACKEND = keras.backend.backend()
-# This begins the reason where a model can be exported after all.
+# This begins the reason if a model can be exported without the option.
 WITHOUT = "Without the option it works. "
 HERE = [name for name, of in FORMATS.items() if BACKEND in of.backends]
 LIMITS_HERE = [limit for limit in LIMITS if limit.backend == BACKEND]

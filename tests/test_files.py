@@ -25,7 +25,7 @@ from stock_models import Builder
 from stock_models import compiled
 from stock_models import sequential
 
-# Keras and tf_keras say so of models of Keras 2.
+# Keras and tf_keras warn about models of Keras 2.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`"),
     pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5"),
@@ -39,7 +39,7 @@ def load(name):
 
 
 def outputs(model):
-    """What a model makes of the inputs for files, in its own structure."""
+    """The outputs of a model for the inputs of the files."""
     inputs = tree.map_structure(lambda _: keras_2.inputs(), model.input)
     return as_numpy(model(inputs))
 

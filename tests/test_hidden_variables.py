@@ -1,4 +1,4 @@
-"""What the layer uses and Keras does not know of changes as it should."""
+"""Untracked variables that the layer uses change as they should."""
 
 import unittest.mock
 
@@ -20,7 +20,7 @@ from reference import normal
 
 
 class Metrics(keras.Layer):
-    """Uses one more metric in each step of a clip that counts its steps."""
+    """Uses one more metric at each step of a clip that counts its steps."""
 
     def __init__(self):
         super().__init__()
@@ -169,7 +169,7 @@ def test_an_infinite_variable_is_assigned_to(option):
 
 
 def compiled_layer(of_class):
-    """A layer that compiles a method, as public code of TensorFlow does."""
+    """A layer that compiles a method, as public TensorFlow code does."""
     import tensorflow
 
     class Encoder(keras.Layer):

@@ -1,4 +1,4 @@
-"""Attention over the words of each sentence, as public models have it."""
+"""Attention over the words of each sentence, as in public models."""
 
 import keras
 import numpy as np
@@ -36,7 +36,8 @@ def document_of_ids(rng):
     return ids
 
 
-# As many features as words, and as units of the next layer, hide a mistake.
+# Mistakes hide where there are as many features as words, and as units of the
+# next layer.
 @pytest.mark.parametrize(
     ("next_layer", "features", "attention"),
     [

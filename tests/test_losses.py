@@ -1,4 +1,4 @@
-"""The losses that a layer adds count alike, however often it is called."""
+"""The losses that a layer adds count the same, however often it is called."""
 
 import keras
 import numpy as np
@@ -118,7 +118,7 @@ def test_a_loss_of_each_sample_stays_one_in_one_call(option, rng):
 def test_a_model_of_mixed_precision_has_the_loss_of_one_call(option, policy):
     keras.config.set_dtype_policy(policy)
     try:
-        # On TensorFlow, Keras adds no loss of 16 bits to one of 32.
+        # On TensorFlow, Keras cannot add a loss of 16 bits to one of 32.
         layer = Adds(lambda x: [ops.cast(ops.mean(x) / 4, "float32")])
         td = TimeDistributed(layer, **MODES[option])
         model = keras.Sequential([keras.Input((40, 3)), td])

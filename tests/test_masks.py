@@ -90,8 +90,8 @@ def test_each_input_has_its_own_mask(as_nest):
         as_nest([x, x, x]), mask=as_nest([WORDS, None, ~SENTENCES])
     )
 
-    # Of whole steps, a mask says nothing about a step. One that is valid in any
-    # input is valid.
+    # A mask of whole steps says nothing about the inside of a step. A step that
+    # is valid in any input is valid.
     first, second, third = recorder.masks[0]
     assert_equal(first, WORDS.reshape(4, 3))
     assert second is None
@@ -105,7 +105,7 @@ def test_masks_are_attached_to_nested_inputs():
 
     TimeDistributed(recorder)({"a": with_mask(x, WORDS), "b": ops.ones((2, 2))})
 
-    # What comes without a mask is valid, and so each step.
+    # An input without a mask is valid, and so is each step.
     mask = recorder.masks[0]
     assert_equal(mask["a"], WORDS.reshape(4, 3))
     assert mask["b"] is None
@@ -124,7 +124,7 @@ def test_the_mask_of_a_further_argument_reaches_the_layer(rng):
 
 
 class MaskOfValue(keras.Layer):
-    """Tells whether there is a mask of `value`, which Keras hands over."""
+    """Returns the mask of `value`, if Keras passes one."""
 
     def call(self, inputs, value, value_mask=None):
         return ops.cast(inputs, bool) if value_mask is None else value_mask
@@ -155,7 +155,8 @@ def test_a_mask_that_is_given_is_not_seen_by_layers_inside(steps):
     layer = Holds()
     td = TimeDistributed(layer, steps_per_call=steps)
 
-    # As by hand: what is given is the layer's, what is attached goes on.
+    # As by hand: a mask that is given is only for the layer, while an attached
+    # one is passed on.
     td(x, mask=WORDS)
     given = layer.inside.masks[-1]
     td(with_mask(x, WORDS))
@@ -224,7 +225,7 @@ class Weighted(keras.Layer):
 
 
 class Biased(keras.Layer):
-    """Attention to all but what its mask, of numbers, has a 1 at."""
+    """Attention to everything except where its mask, of numbers, is 1."""
 
     def call(self, inputs, mask=None):
         scores = ops.matmul(inputs, ops.swapaxes(inputs, 1, 2))

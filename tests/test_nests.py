@@ -23,7 +23,7 @@ LEAVES = st.none() | st.integers(1, 99)
 
 
 def mapped(fn, nest):
-    """What `keras.tree` does, by hand, in the order of the nest itself."""
+    """Maps like `keras.tree`, but in the order of the nest itself."""
     match nest:
         case dict():
             return {key: mapped(fn, nest[key]) for key in nest}
@@ -35,7 +35,7 @@ def mapped(fn, nest):
 
 
 def in_order(nest):
-    """The leaves of a nest as they stand, with the keys before them."""
+    """The leaves of a nest in its own order, with the keys before them."""
     match nest:
         case dict():
             return [(key, in_order(nest[key])) for key in nest]
@@ -45,7 +45,7 @@ def in_order(nest):
 
 
 class Watch(keras.Layer):
-    """Returns what it gets, and next to it what that was."""
+    """Returns its inputs doubled, and as they are."""
 
     def call(self, inputs, *, other=None):
         self.seen = inputs, other
@@ -65,7 +65,7 @@ def test_the_layer_gets_each_tensor_in_its_place(option, nest, other):
 
     outputs = TimeDistributed(layer, **MODES[option])(inputs, other=other)
 
-    # JAX traces what it may compute again.
+    # JAX traces what it may recompute.
     if not (keras.backend.backend() == "jax" and "remat" in option):
         for seen, given_ in zip(layer.seen, (inputs, other), strict=True):
             assert in_order(seen) == in_order(given_)

@@ -1,5 +1,5 @@
-"""A model has its layers and weights in the order that they have in Keras, so
-that the weights of either load into the other."""
+"""A model has its layers and weights in the same order as in Keras, so that the
+weights of either load into the other."""
 
 import keras
 import numpy as np

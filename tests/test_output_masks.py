@@ -1,4 +1,4 @@
-"""The masks that leave, on values and on symbols."""
+"""The masks of outputs, on values and on symbolic tensors."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ from reference import assert_close
 from reference import mask_of
 from reference import normal
 
-# On symbolic tensors, their masks are not there: they come with the values.
+# Their masks are not on symbolic tensors: they come with the values.
 MAKE_MASKS = ("Embedding, masked", "Masking", "Sequential encoder of sentences")
 
 
@@ -32,7 +32,7 @@ MAKE_MASKS = ("Embedding, masked", "Masking", "Sequential encoder of sentences")
 def test_symbolic_masks_have_the_shapes_of_eager_masks(case, rng):
     copies = LIMITS["masks as they came"]
     if copies.holds() and "Attention" in case.name:
-        # So they leave in the rank that the layer sees, with the same values.
+        # So the outputs carry copies of the rank that the layer sees.
         pytest.skip(reason=copies.reason)
 
     args, kwargs = case.arrays(rng)

@@ -21,7 +21,7 @@ def in_parts(valid):
     """The new places of steps, in parts: which step each has, and if it counts.
 
     Returns:
-        Tuple of the packing and of a list of pairs of arrays.
+        Tuple of the packing and a list of pairs of arrays.
     """
     packed, sizes = packing.in_parts(ops.convert_to_tensor(valid))
     assert packed.sizes == (1, STEPS)
@@ -46,7 +46,7 @@ def test_each_valid_step_is_in_one_part(number, rng):
 
     called = np.concatenate([places[filled] for places, filled in parts])
     assert sorted(called) == list(np.flatnonzero(valid))
-    # From where it is, it comes back.
+    # It comes back from its new place.
     new_places = as_numpy(packed.new_places)[valid.ravel()]
     assert list(as_numpy(packed.places)[new_places]) == sorted(called)
     assert as_numpy(packed.filled)[0][new_places].all()

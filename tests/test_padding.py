@@ -1,5 +1,5 @@
-"""Padding changes nothing: no output, gradient, statistic or loss of what is
-valid, and it never makes NaN."""
+"""Padding changes no output, gradient, statistic or loss of valid steps, and
+never makes NaN."""
 
 import keras
 import numpy as np
@@ -23,12 +23,12 @@ from reference import normal
 
 SENTENCES, WORDS, FEATURES = 3, 4, 5
 LENGTHS = np.array([[4, 2, 1], [3, 0, 0]])
-# As many calls on some steps at a time see the same valid ones.
+# So calls on a few steps at a time see the same valid ones.
 MORE_SENTENCES, MORE_WORDS = 6, 2
 
 
 class Mean(keras.Layer):
-    """As public code has it: it divides by the number of valid words."""
+    """As in public code: it divides by the number of valid words."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ class Mean(keras.Layer):
 
 
 class CuDNN(layers.LSTM):
-    """Refuses what cuDNN refuses."""
+    """Rejects what cuDNN rejects."""
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
         if mask is not None and not isinstance(mask, keras.KerasTensor):
@@ -68,7 +68,7 @@ def dense():
 
 
 class Residual(keras.Model):
-    """A model of a user's own that keeps its layers as attributes."""
+    """A custom model that keeps its layers as attributes."""
 
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ OF_WORDS = {
 }
 
 
-# They see no words that are padding, so only sentences may be.
+# Layers for which only whole sentences may be padding, as some ignore masks.
 OF_SENTENCES = {
     **OF_WORDS,
     "attention that reads no mask": Attention,
@@ -135,7 +135,7 @@ def found(make, option, x, mask):
     layer = make()
     td = TimeDistributed(layer, **MODES[option])
     td.build(x.shape)
-    # JAX's gradients come from a function without side effects.
+    # On JAX, gradients come from a function without side effects.
     outputs = as_numpy(td(x, mask=mask, training=True))
     state = [as_numpy(v) for v in layer.non_trainable_variables]
     valid = mask.any(axis=tuple(range(2, mask.ndim)))
@@ -193,7 +193,7 @@ def test_padded_sentences_change_nothing(name, option, rng):
 @pytest.mark.parametrize("name", OF_WORDS)
 def test_zeros_leave_where_a_sentence_is_padding(name, rng):
     if name == "BatchNormalization":
-        pytest.skip(reason="it computes each word of a sentence by itself")
+        pytest.skip(reason="it computes each word of a sentence on its own")
     x, words, _, _ = sentences(rng)
 
     outputs = TimeDistributed(OF_WORDS[name]())(x, mask=words)

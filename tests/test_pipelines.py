@@ -1,4 +1,4 @@
-"""Clips are augmented in data pipelines too, on whatever backend."""
+"""Clips are augmented in data pipelines too, on any backend."""
 
 import pathlib
 
@@ -76,7 +76,7 @@ def still(rng):
 
 
 def augmentation(name, **options):
-    """A layer that is built, which is no work for several threads."""
+    """A layer that is built already, as threads must not build it at once."""
     td = TimeDistributed(AUGMENTATIONS[name](), **options)
     td(np.zeros((1, TIME, SIZE, SIZE, 3), "float32"), training=True)
     return td

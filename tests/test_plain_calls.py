@@ -1,4 +1,4 @@
-"""A call that needs little does all that a call does."""
+"""The fast path of a call does everything that other calls do."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from reference import normal
 
 
 class Untouched(keras.Layer):
-    """Returns what it gets, in the dtype that it gets it in."""
+    """Returns its inputs, in the dtype in which it gets them."""
 
     def __init__(self):
         super().__init__(autocast=False)

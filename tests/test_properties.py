@@ -1,4 +1,4 @@
-"""What holds for any nest, any order of the steps and any padding."""
+"""Properties of any nest, any order of the steps and any padding."""
 
 import numpy as np
 from hypothesis import given
@@ -86,7 +86,7 @@ def test_folding_and_unfolding_keeps_what_is_known(nest):
 def test_a_time_of_1_is_as_good_as_repetition(case, data, rng):
     arguments = case.arrays(rng)
     tensors = leaves(arguments)
-    # One of them tells how many steps there are.
+    # One of them keeps all its steps.
     whole = data.draw(st.integers(0, len(tensors) - 1))
     single = [
         i != whole and data.draw(st.booleans()) for i in range(len(tensors))

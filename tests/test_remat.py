@@ -1,4 +1,4 @@
-"""With `remat`, the backward pass computes each call again, and alike."""
+"""With `remat`, the backward pass recomputes each call, with equal results."""
 
 import gc
 import random
@@ -46,7 +46,7 @@ def test_a_call_is_computed_again_in_the_backward_pass(remat):
 
 
 class DoesMoreLater(layers.Dense):
-    """Assigns, and adds a loss, in all calls but the first or in that alone."""
+    """Assigns and adds a loss in all calls but the first, or only in that."""
 
     def __init__(self, later):
         super().__init__(2)
@@ -104,7 +104,7 @@ def test_the_same_numbers_are_drawn_again(steps, seed):
         return ops.sum(outputs)
 
     if keras.backend.backend() == "jax":
-        # Its gradients come from a function without side effects.
+        # On JAX, gradients come from a function without side effects.
         with keras.StatelessScope():
             expected = as_numpy(td(x, training=True))
         [gradient] = gradients(loss, [x])
@@ -152,7 +152,7 @@ def test_the_same_choices_are_made_again(steps, share_randomness):
 
 
 class Recomputes(keras.Layer):
-    """Has its own activations computed again."""
+    """Recomputes its own activations."""
 
     def __init__(self):
         super().__init__()
@@ -170,7 +170,7 @@ def recomputed_dense():
         return layers.Dense(3, activation="tanh")
 
 
-# In a scope, layers of Keras do not compile on TensorFlow by themselves.
+# On TensorFlow, Keras layers made in a scope do not compile, even unwrapped.
 RECOMPUTED = {
     "a layer that recomputes": (Recomputes, True),
     "one in a model": (
@@ -221,7 +221,7 @@ def test_a_layer_that_is_computed_again_by_itself_trains(
     try:
         _, actual = weights_after_training(make, run_eagerly, **options)
     except ValueError:
-        # TensorFlow refuses what it would compute again in a loop.
+        # TensorFlow rejects recomputation in a loop.
         assert keras.backend.backend() == "tensorflow"
         assert steps
         assert not run_eagerly
@@ -260,11 +260,11 @@ def test_a_wrapper_of_a_scope_may_be_called_at_once(make, options, rng):
 @pytest.mark.parametrize("nest", [False, True])
 def test_nothing_is_kept_without_a_backward_pass(nest, steps):
     if keras.backend.backend() != "torch":
-        pytest.skip(reason="what is kept on it are Python's objects")
+        pytest.skip(reason="only PyTorch keeps activations as Python objects")
     import torch
 
     class Nest(keras.Layer):
-        """Of nested outputs, Keras itself keeps those that may have masks."""
+        """Returns no nest, as Keras keeps nested outputs that can be masked."""
 
         def __init__(self):
             super().__init__()
@@ -400,7 +400,7 @@ def test_wrappers_may_nest(rng):
 
 
 class Passes(keras.Layer):
-    """Returns what it gets, which integers have no gradients for."""
+    """Returns its inputs; integers among them have no gradients."""
 
     def call(self, inputs, *others):
         return inputs, *others

@@ -1,4 +1,4 @@
-"""Code of others builds this layer, where `replacing` is open."""
+"""Code of others builds this layer inside `replacing`."""
 
 import threading
 
@@ -21,7 +21,7 @@ def test_code_that_builds_stock_layers_builds_these():
     assert by_name.name == "a"
     assert imported.name.startswith("time_distributed")
     assert by_name.steps_per_call == imported.steps_per_call == 2
-    # It says what it wants itself.
+    # Code that asks for this layer gives its own options.
     assert own.steps_per_call is None
 
 

@@ -1,4 +1,4 @@
-"""Models are saved and loaded, weights go both ways with stock Keras."""
+"""Models are saved and loaded, and weights go to and from stock Keras."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ from reference import as_numpy
 from reference import assert_close
 from reference import normal
 
-# Keras says so of a layer without `build` wherever it loads one.
+# Keras warns about every layer without `build` that it loads.
 no_build_warning = pytest.mark.filterwarnings(
     "ignore:`build\\(\\)` was called on layer"
 )
@@ -290,7 +290,7 @@ def test_masks_that_must_not_leave_stay_inside(how, tmp_path):
 
     assert again.supports_masking is False
     assert TimeDistributed(layers.Dense(3)).supports_masking is True
-    # Keras's own layer knows no such argument.
+    # Keras's own layer has no such argument.
     config = TimeDistributed(layers.Dense(3)).get_config()
     assert "supports_masking" not in config
 

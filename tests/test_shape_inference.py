@@ -1,4 +1,4 @@
-"""What a symbolic call promises is what an eager call does."""
+"""A symbolic call infers what an eager call returns."""
 
 import contextlib
 import itertools
@@ -41,7 +41,7 @@ class Spec:
 
 
 def specs(tensors, lead=(), drop=None):
-    """The specs of a nest, with `lead` in the place of the first axes."""
+    """The specs of a nest, with its first axes replaced by `lead`."""
     drop = len(lead) if drop is None else drop
     return tree.map_structure(
         lambda x: Spec((*lead, *x.shape[drop:]), dtype(x)), tensors
@@ -93,7 +93,7 @@ def test_compute_output_shape_agrees_with_an_eager_call(case, rng):
 
 
 def symbols_of_unknown_inner_axes(case, *lead):
-    """Symbols of a case of which only the last axis is known."""
+    """Symbolic tensors of a case, of which only the last axis is known."""
     symbols = case.symbols(*lead)
 
     def hide(x):
@@ -116,7 +116,7 @@ def test_unknown_inner_axes_stay_as_unknown_as_in_the_layer(case):
     try:
         plain = case.make()(*args, **kwargs)
     except Exception as error:
-        # What the layer does not allow, it does not allow here.
+        # What the bare layer does not allow, the wrapper does not allow either.
         plain, outcome = None, pytest.raises(type(error))
     else:
         outcome = contextlib.nullcontext()

@@ -1,4 +1,5 @@
-"""With `share_randomness`, all steps draw alike: samples and batches do not."""
+"""With `share_randomness`, all steps draw the same, but samples and batches do
+not."""
 
 import keras
 import numpy as np
@@ -37,7 +38,7 @@ each_that_differs = each([c for c in RANDOM if c.class_name not in ALIKE])
 
 
 def still(case, rng, samples=SAMPLES):
-    """Arguments in which nothing moves; 1 sample of them, or as many as any."""
+    """Arguments that are the same at all steps; with 1, at all samples too."""
     lead = (SAMPLES, TIME) if case.has_time else (SAMPLES,)
     arguments = case.arrays(rng, *(samples, 1)[: len(lead)])
     repeated = [
@@ -48,7 +49,7 @@ def still(case, rng, samples=SAMPLES):
 
 
 def drawn(layer, arguments):
-    """What a call in training gives: a row of values for each sample."""
+    """The outputs of a call in training: a row of values for each sample."""
     args, kwargs = arguments
     outputs = tree.flatten(layer(*args, training=True, **kwargs))
     flat = [as_numpy(y).reshape(SAMPLES, -1) for y in outputs]
@@ -56,7 +57,7 @@ def drawn(layer, arguments):
 
 
 def drawn_by_step(case, arguments, **options):
-    """Of each sample, a row of values for each step."""
+    """For each sample, a row of values for each step."""
     if case.has_time:
         args, kwargs = arguments
         outputs = case.wrapped(**options)(*args, training=True, **kwargs)
@@ -65,7 +66,7 @@ def drawn_by_step(case, arguments, **options):
             for y in tree.flatten(outputs)
         ]
         return np.concatenate(flat, axis=-1)
-    # A bare layer that is given back its seeds draws what it drew before.
+    # A bare layer whose seeds are restored draws what it drew before.
     layer, steps = case.make(), []
     drawn(layer, arguments)
     seeds = [as_numpy(v.value) for v in layer.variables]
@@ -90,7 +91,7 @@ def test_all_steps_draw_the_same(case, rng):
     values = drawn_by_step(case, arguments, share_randomness=True)
 
     assert_same_in_all_steps(values)
-    # Made anew, it draws what it drew before.
+    # A new layer draws the same.
     again = drawn_by_step(case, arguments, share_randomness=True)
     np.testing.assert_array_equal(values, again)
 
@@ -138,7 +139,7 @@ class Spread(keras.Layer):
         )
 
 
-# PyTorch's trainer says so of a layer without any.
+# PyTorch's trainer warns of a layer without any.
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable")
 @needs("training")
 @each_in_turn("run_eagerly", [pytest.param(True), pytest.param(False)], RANDOM)
@@ -194,7 +195,7 @@ def test_one_dropout_mask_serves_a_sequence():
 
 
 class Noise(keras.Layer):
-    """Draws from the seed that Keras has for those who give it none."""
+    """Draws from Keras's global seed, as it has no seed."""
 
     def call(self, inputs):
         return inputs + keras.random.normal(inputs.shape)

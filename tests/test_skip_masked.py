@@ -1,5 +1,5 @@
-"""A layer never sees a masked step: its valid steps are those of a call on
-them alone, and zeros are elsewhere."""
+"""A layer never sees a masked step: outputs at valid steps are those of a call
+on these alone, and zeros elsewhere."""
 
 import functools
 
@@ -53,14 +53,14 @@ MASKS = {
 SOME = MASKS["some valid"]
 OPTIONS = {"one call": {}, **SEVERAL_CALLS}
 each_option = options_named(OPTIONS)
-# PyTorch says so of the slice of one step, by hand too.
+# PyTorch warns about the slice of one step, by hand too.
 of_searchsorted = pytest.mark.filterwarnings(
     "ignore:[\\s\\S]*searchsorted:UserWarning"
 )
 
 
 def spoiled(case, arguments, mask):
-    """Puts what does harm, NaN or a number out of range, at masked steps."""
+    """Puts harmful values, NaN or numbers out of range, at masked steps."""
     if case.values == "text":
         return arguments
     arrays = [x.copy() for x in leaves(arguments)]
@@ -221,7 +221,8 @@ def test_fit_does_what_it_does_on_valid_steps(case, option, how, rng):
     def fit(arguments, **options):
         model = model_with_mask(case, case.wrapped(**options), arguments, *lead)
         *_, mask = model.inputs
-        # Functions, unlike layers, have no masks for the loss.
+        # Outputs of functions, unlike those of layers, have no mask for the
+        # loss.
         axes = [tuple(range(2, len(y.shape))) for y in model.outputs]
         outputs = [
             ops.where(ops.expand_dims(mask, of_y), y, 0.0)
@@ -256,7 +257,7 @@ def test_xla_changes_no_number(on_tensorflow, rng):
     expected = td(x, mask=SOME)
 
     assert_close(tf.function(td, jit_compile=True)(x, mask=SOME), expected)
-    # It would find no gradients of an LSTM.
+    # XLA would find no gradients of an LSTM.
     with pytest.warns(UserWarning, match="jit_compile=True"):
         model.compile("sgd", "mse", jit_compile=True)
     actual = model.predict_on_batch([x, SOME])
@@ -299,7 +300,7 @@ LOSSES = {
 
 
 class Unit(keras.Layer):
-    """Vectors of length 1, of which that of zeros has no slope."""
+    """Scales vectors to length 1, which has no gradient at zeros."""
 
     def call(self, inputs):
         return inputs / ops.norm(inputs, axis=-1, keepdims=True)
@@ -331,7 +332,7 @@ def moving_mean():
     return keras.Sequential([layers.Dense(4), MovingMean()])
 
 
-# Of these, several calls are not one.
+# For these, several calls differ from one.
 COUNTING = {
     **STATEFUL,
     **LOSSES,
@@ -345,7 +346,7 @@ COUNTING = {
 
 
 def trained(make, x, mask, compiled, **options):
-    """The loss of a step of training, and what it makes of the weights."""
+    """The loss of a training step, and the weights after it."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(x.shape[1:])
     if mask is None:
@@ -448,7 +449,7 @@ def test_calls_are_on_valid_steps_alone(steps, rows):
 
 
 def documents(rng, *lengths):
-    """Documents of sentences of words, as vectors, and which words are."""
+    """Documents of sentences of word vectors, and which words are valid."""
     words = rng.integers(0, lengths[2] + 1, lengths[:2])
     words[0] = 0
     mask = np.arange(lengths[2]) < words[..., None]
@@ -456,7 +457,7 @@ def documents(rng, *lengths):
 
 
 class Mean(keras.Layer):
-    """The mean of a sentence, whose words it must never see masked."""
+    """The mean of a sentence, which must never be masked as a whole."""
 
     def __init__(self):
         super().__init__()
@@ -506,7 +507,7 @@ def test_each_level_of_nested_wrappers_skips(option, rng):
         word = ops.convert_to_tensor(x[place][words[place]][None] * 2)
         expected[place] = as_numpy(gru(word))[0]
     assert_close(as_numpy(actual), expected)
-    # JAX traces what it computes again, where no shape may depend on data.
+    # JAX traces what it recomputes, where no shape may depend on data.
     if BACKEND != "jax" or "remat" not in option:
         assert sum(counter.rows) == words.sum()
 

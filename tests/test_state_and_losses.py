@@ -246,7 +246,7 @@ def test_enable_lora_trains_only_the_low_ranks(rng):
     assert np.any(as_numpy(td.layer.lora_kernel_b))
 
 
-# Keras says so of every model with an `Input`.
+# Keras warns about every model with an `Input`.
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
 def test_quantize_takes_effect(rng):
     td = TimeDistributed(layers.Dense(16))

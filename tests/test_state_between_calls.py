@@ -1,4 +1,4 @@
-"""State passes from each call to the next, and gradients do not."""
+"""State is carried from each call to the next, but gradients are not."""
 
 import keras
 import numpy as np
@@ -41,7 +41,7 @@ def test_calls_come_in_order(time, remat):
     second = model.predict_on_batch(x).ravel()
 
     np.testing.assert_array_equal(first, [1, 2, 2, 3, 3, 4, 4])
-    # What `predict` changes is not kept on every backend.
+    # Not every backend keeps what `predict` changes.
     start = second[0] - 1
     np.testing.assert_array_equal(second - start, first)
 
@@ -88,7 +88,7 @@ def test_a_stateful_rnn_sees_the_steps_in_order(rng):
 
     outputs = as_numpy(td(x)), as_numpy(td(x))
 
-    # Of `(batch, time * steps, features)`, these are the last of each step.
+    # The last of each step: (batch, time * 5, ...) -> (batch, time, ...)
     sequence = np.concatenate([x, x], axis=1).reshape(2, 30, 4)
     bare = layers.LSTM(4, return_sequences=True)
     bare.build(sequence.shape)
@@ -106,7 +106,7 @@ def normalizer(wrapper, **options):
 
 
 class Memory(keras.Layer):
-    """Remembers half of what it knew, next to the mean of its inputs."""
+    """Adds half of what it remembers and the scaled mean of its inputs."""
 
     def build(self, input_shape):
         self.scale = self.add_weight(shape=(), initializer="ones")
@@ -126,7 +126,7 @@ def test_no_gradients_pass_through_the_state(remat, run_eagerly, time):
     memory = Memory()
     td = TimeDistributed(memory, steps_per_call=1, remat=remat)
     model = keras.Sequential([keras.Input((time, 1)), td])
-    # Its gradient is that of the sum of the outputs.
+    # The gradient of the loss is that of the sum of the outputs.
     model.compile(
         keras.optimizers.SGD(1.0),
         lambda y, outputs: ops.sum(outputs, axis=(1, 2)),
@@ -136,7 +136,7 @@ def test_no_gradients_pass_through_the_state(remat, run_eagerly, time):
 
     model.fit(x, x, verbose=0)
 
-    # Of each step, it is the mean of its inputs.
+    # The gradient at each step is the mean of the inputs, 1.
     assert as_numpy(memory.scale.value) == 1 - time
 
 
@@ -247,7 +247,7 @@ def test_a_frozen_layer_stays(remat, rng):
 
 
 class Noise(keras.Layer):
-    """Draws from the seed that Keras has for those who give it none."""
+    """Draws from Keras's global seed, as it has no seed."""
 
     def call(self, inputs):
         return inputs + keras.random.normal((5,))
@@ -267,7 +267,7 @@ class Noise(keras.Layer):
 )
 def test_every_step_and_every_batch_draws_anew(make, remat):
     if make is Noise and remat and keras.backend.backend() == "jax":
-        pytest.skip(reason="JAX compiles what it may compute again")
+        pytest.skip(reason="JAX compiles what it may recompute")
     td = TimeDistributed(make(), steps_per_call=1, remat=remat)
     x = np.ones((1, 20, 5), "float32")
     # `Dropout` draws 5 bits for a step, so that some agree.

@@ -1,4 +1,4 @@
-"""Several calls in order give what one call gives, and pass the state on."""
+"""Several calls in order return what one call returns, and carry the state."""
 
 import keras
 import numpy as np
@@ -35,9 +35,9 @@ from reference import with_mask
 MARKS_ON_REQUEST = {
     # PyTorch's compiler takes minutes, and warns of PyTorch's own code.
     "torch": [pytest.mark.slow, pytest.mark.filterwarnings("ignore")],
-    "jax": [pytest.mark.skip(reason="JAX compiles everything unasked")],
+    "jax": [pytest.mark.skip(reason="JAX compiles everything anyway")],
 }
-# Of several inputs and outputs, with masks, integers and dicts.
+# With several inputs and outputs, masks, integers and dicts.
 SOME = [
     BY_NAME[name]
     for name in (
@@ -53,7 +53,7 @@ SOME = [
 ]
 
 
-# PyTorch says so of the slice of one step, by hand too.
+# PyTorch warns about the slice of one step, by hand too.
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*searchsorted:UserWarning")
 @each([c for c in CASES if c.mixes_samples != "always"])
 @no_worse_than_plain
@@ -175,7 +175,7 @@ def test_nothing_in_nothing_out(lead, option):
 
     assert tuple(td(x).shape) == (*lead, 4)
     assert model(x).shape == (*lead, 4)
-    # Keras predicts on no batch of 0.
+    # Keras cannot predict on a batch of 0.
     if lead[0]:
         assert model.predict_on_batch(x).shape == (*lead, 4)
 
@@ -228,7 +228,7 @@ def test_a_compiled_model_holds_a_few_copies_of_the_layer(remat):
         layer = Rows()
         td = TimeDistributed(layer, steps_per_call=1, remat=remat)
         model = keras.Sequential([keras.Input((time, 3)), td])
-        # TensorFlow traces anew what makes a variable.
+        # TensorFlow retraces a function that makes a variable.
         td(np.ones((1, time, 3), "float32"))
         layer.rows.clear()
         model.predict_on_batch(np.ones((1, time, 3), "float32"))
@@ -272,7 +272,7 @@ def test_the_masks_that_leave_are_those_of_one_call(option, rng):
 def test_padded_steps_are_not_in_the_statistics_of_a_call(rng):
     x, mask = normal(rng, 4, 6, 5), np.arange(6) < [[6], [3], [2], [4]]
     td = TimeDistributed(layers.BatchNormalization(), steps_per_call=2)
-    # A call on padding alone would leave nothing to take a mean of.
+    # A call on padding alone would have nothing to average.
     bare = layers.BatchNormalization()
 
     outputs = as_numpy(td(x, mask=mask, training=True))

@@ -1,4 +1,4 @@
-"""A subclass may override what it likes, as one of Keras's layer may."""
+"""A subclass may override anything, like a subclass of Keras's layer."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def test_code_that_looks_for_the_layer_of_keras_finds_it():
     td = TimeDistributed(layers.Dense(4))
 
     assert isinstance(td, layers.TimeDistributed)
-    # It is saved as what it is.
+    # It is saved under its own name.
     saved = keras.saving.serialize_keras_object(td)
     assert saved["registered_name"] == "keras_td>TimeDistributed"
     assert type(keras.saving.deserialize_keras_object(saved)) is type(td)
@@ -104,7 +104,7 @@ class InOrder(TimeDistributed):
 
 
 class Tells(keras.Layer):
-    """Tells what it is told."""
+    """Shows in its outputs which `training` and `mask` it gets."""
 
     def call(self, inputs, training=False, mask=None):
         outputs = inputs * (3 if training else 1)
@@ -170,7 +170,7 @@ def test_a_model_may_pass_training_and_mask_by_position(make, training, rng):
 
 
 class Joined(TimeDistributed):
-    """Builds and calls the layer on its inputs beside their squares."""
+    """Builds and calls the layer on its inputs and their squares."""
 
     def build(self, input_shape):
         super().build((*input_shape[:-1], 2 * input_shape[-1]))
@@ -180,7 +180,7 @@ class Joined(TimeDistributed):
 
 
 class Gate(TimeDistributed):
-    """Multiplies what the layer makes of the first of two inputs."""
+    """Multiplies the layer's outputs for the first input by the second."""
 
     def build(self, input_shape):
         super().build(input_shape[0])
@@ -210,9 +210,9 @@ def test_a_subclass_may_build_the_layer_for_other_inputs(option, make, rng):
 
 
 def absolute(x):
-    """What the backend computes, and Keras cannot trace."""
+    """A function of the backend, which Keras cannot trace."""
     if keras.backend.is_keras_tensor(x):
-        raise AttributeError("A KerasTensor is none of the backend's.")
+        raise AttributeError("A KerasTensor is not a backend tensor.")
     return ops.abs(x)
 
 
@@ -222,7 +222,7 @@ class Absolute(TimeDistributed):
 
 
 class First(TimeDistributed):
-    """Knows its shape, and computes as the backend does."""
+    """Infers its shape, and computes with functions of the backend."""
 
     def call(self, inputs):
         return absolute(super().call(inputs))[:, 0]

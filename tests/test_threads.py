@@ -1,4 +1,4 @@
-"""What belongs to the process, and not to the layer, is read and left alone."""
+"""State of the process, not of the layer, is read but left unchanged."""
 
 import contextlib
 import random
@@ -43,7 +43,7 @@ class Chooses(keras.Layer):
 
 
 class Drops(keras.Layer):
-    """Draws from the seed that Keras has for those who give it none."""
+    """Draws from Keras's global seed, as it has no seed."""
 
     def call(self, inputs):
         return keras.random.dropout(inputs, 0.5)
@@ -269,7 +269,7 @@ def test_no_draw_beside_a_call_is_drawn_again_after_it(option):
 
 @pytest.mark.skipif(
     keras.backend.backend() == "openvino",
-    reason="A request of OpenVINO's, which Keras keeps, is for one thread",
+    reason="Keras keeps an OpenVINO request, which is for one thread",
 )
 @pytest.mark.parametrize("options", EACH_OPTION, ids=str)
 def test_eight_threads_predict_with_one_model(options, rng):

@@ -1,4 +1,4 @@
-"""What traces a model for any batch and any time takes the layer as well."""
+"""The layer can be traced for any batch and any time."""
 
 import keras
 import numpy as np
@@ -39,7 +39,7 @@ each_model = pytest.mark.parametrize("name", NAMES)
 
 
 def assert_exported(export, name, option, rng):
-    """Asserts that what is exported gives what the model does for any sizes."""
+    """Asserts that an exported model equals the model for any sizes."""
     example = MODELS[name]
     model = example.with_options(**OPTIONS[option])
 
@@ -59,7 +59,7 @@ def test_pytorch_exports_it_for_any_batch_and_time(name, option, rng):
     assert_exported(exporting.torch_export, name, option, rng)
 
 
-# PyTorch warns of functions of its own.
+# PyTorch warns of its own functions.
 @pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
 @each_option
 @pytest.mark.parametrize("name", ["CNN", "mask as an input"])
@@ -78,7 +78,7 @@ def test_what_pytorch_exports_for_fixed_sizes_can_be_lowered(name, option, rng):
     assert_close(as_numpy(program(x).detach()), as_numpy(model(x)))
 
 
-# PyTorch warns of each number that it notes, and of the trace itself.
+# PyTorch warns of each number that it records, and of the trace itself.
 @pytest.mark.filterwarnings("ignore")
 @each_option
 @each_model

@@ -39,7 +39,7 @@ def test_training_equals_a_loop_over_the_steps(case, rng):
 
 
 def kolmogorov_smirnov(a, b):
-    """The p-value of two samples of one size being from one distribution.
+    """The p-value that two samples of equal size are from one distribution.
 
     By the first term of Smirnov's limit, which is an upper bound of it.
     """
@@ -90,10 +90,10 @@ def fit(case, arguments, **options):
 
 @pytest.fixture
 def precise(case, request):
-    """Takes deep models to float64.
+    """Runs deep models in float64.
 
-    Batch statistics of a few samples, layer upon layer, make much of the
-    rounding errors in which compiled code differs from eager code.
+    Batch statistics of a few samples, layer upon layer, amplify the rounding
+    errors by which compiled code differs from eager code.
     """
     if not case.slow:
         yield
@@ -104,7 +104,7 @@ def precise(case, request):
     keras.config.set_dtype_policy("float32")
 
 
-# PyTorch's trainer says so of a layer without any.
+# PyTorch's trainer warns of a layer without any.
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable")
 @pytest.mark.usefixtures("precise")
 @needs("training")
@@ -158,7 +158,7 @@ def test_a_wrapped_model_may_have_been_compiled_by_itself(nested, rng):
 @needs("training")
 def test_metrics_of_a_wrapped_layer_are_those_of_the_model(rng):
     if keras.backend.backend() == "jax":
-        pytest.skip(reason="Keras trains no layer with a metric on JAX")
+        pytest.skip(reason="Keras cannot train a layer with a metric on JAX")
 
     class Measures(keras.layers.Dense):
         def __init__(self, units):
@@ -181,7 +181,7 @@ def test_metrics_of_a_wrapped_layer_are_those_of_the_model(rng):
 
 
 class Centers(keras.Layer):
-    """Assigns to a running mean, and takes it from its inputs at once."""
+    """Updates a running mean, and subtracts it from its inputs at once."""
 
     def build(self, input_shape):
         self.mean = self.add_weight(

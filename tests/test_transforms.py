@@ -1,4 +1,4 @@
-"""What compiles, maps or differentiates functions takes the layer as well."""
+"""Transforms that compile, map or differentiate functions take the layer."""
 
 import functools
 
@@ -97,7 +97,7 @@ def of_torch():
 
 OF_BACKEND = {"jax": of_jax, "tensorflow": of_tensorflow, "torch": of_torch}
 TRANSFORMS = OF_BACKEND.get(BACKEND, dict)()
-# What a backend recomputes for gradients has none of some kinds.
+# What a backend recomputes does not have all kinds of gradients.
 WITHOUT_REMAT = {
     "tensorflow": ["tape of tape", "forward accumulator"],
     "torch": ["grad", "grad of grad"],
@@ -127,7 +127,7 @@ def over_steps(layer, masked):
 def test_a_transformed_call_gives_what_a_loop_gives(transform, option, rng):
     options = OPTIONS[option]
     if "remat" in options and transform in WITHOUT_REMAT:
-        pytest.skip(reason=f"{BACKEND} has none of what is computed again")
+        pytest.skip(reason=f"{BACKEND} has none through recomputed calls")
     masked = "skip_masked" in options
     layer = layers.Dense(3, "tanh")
     td = TimeDistributed(layer, **options)
@@ -141,7 +141,7 @@ def test_a_transformed_call_gives_what_a_loop_gives(transform, option, rng):
     assert_close(actual, expected)
 
 
-# PyTorch warns of functions whose results are kept.
+# PyTorch warns of cached functions.
 @pytest.mark.filterwarnings("ignore:Dynamo detected:UserWarning")
 def test_pytorch_compiles_one_graph_for_all_lengths(rng):
     if BACKEND != "torch":
@@ -159,7 +159,7 @@ def test_pytorch_compiles_one_graph_for_all_lengths(rng):
         x = ops.convert_to_tensor(normal(rng, 4, time, 5))
         assert_close(compiled(x), td(x))
 
-    # The second length makes it a variable.
+    # At the second length, the length becomes dynamic.
     assert counter.frame_count == 2
 
 
@@ -167,7 +167,7 @@ def test_pytorch_compiles_one_graph_for_all_lengths(rng):
 @pytest.mark.parametrize("option", ["one call", "3 steps", "skip masked"])
 def test_gradients_of_an_embedding_stay_sparse(option, compiled, rng):
     if BACKEND != "tensorflow":
-        pytest.skip(reason="Keras has sparse gradients on TensorFlow alone")
+        pytest.skip(reason="Keras has sparse gradients only on TensorFlow")
     import tensorflow as tf
 
     td = TimeDistributed(layers.Embedding(9, 3), **OPTIONS[option])

@@ -1,4 +1,4 @@
-"""Models that exist are upgraded in one line, and are the same models."""
+"""Existing models are upgraded in one line, and stay the same models."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ pytestmark = [
     for warning in (
         r"`build\(\)` was called on layer",
         "Layer InputLayer does not have a `quantize` method",
-        # It has trained nothing yet.
+        # The optimizer has trained nothing yet.
         "Skipping variable loading for optimizer",
         r"[\s\S]*A total of 1 objects could not be loaded",
     )
@@ -68,7 +68,7 @@ def skip_if(model, what):
 
 
 def made(model, rng):
-    """A model of the table, built, with its weights drawn; and inputs."""
+    """A model of the table, built, with random weights; and its inputs."""
     found = model.make()
     inputs = inputs_of(found, model.shape, rng)
     found(inputs)
@@ -163,7 +163,7 @@ def test_training_one_model_changes_nothing_in_the_other(rng):
 
 
 def masked(distribute):
-    """Two branches of words and sentences, whose masks meet."""
+    """Two branches of words and sentences, whose masks are combined."""
 
     def call(words):
         words = distribute(layers.Embedding(9, 4, mask_zero=True))(words)
