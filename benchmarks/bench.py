@@ -1,11 +1,11 @@
-"""What `keras_td` gains and costs, against what else one may write.
+"""Compares the cost of `keras_td` with that of its alternatives.
 
 A layer is applied to every time step by `keras_td`, by the layers of Keras 3
 and Keras 2, and by hand; the floor is the bare layer on as many samples without
-a time. For each layer and number of steps they take turns in one process.
-Memory is measured in a process for each, which needs Linux, and on TensorFlow
-without oneDNN. Every sample goes to a file in `benchmarks/results`, from which
-`report.py` draws. An interrupted run goes on where it stopped.
+a time axis. For each layer and number of steps they take turns in one process.
+Memory is measured in a separate process for each, which needs Linux, and on
+TensorFlow without oneDNN. Every sample goes to a file in `benchmarks/results`,
+from which `report.py` draws. An interrupted run continues where it stopped.
 
     KERAS_BACKEND=jax python benchmarks/bench.py
 """
@@ -44,9 +44,10 @@ PACKAGES = (
     "tensorflow-cpu",
     "tf_keras",
 )
-# Who takes longer to be built and to train a few times is reported as such.
+# Contenders that take more seconds to build and to train a few times are left
+# out, and reported as such.
 LIMITS = {STOCK: 60}
-# Rounds of all, in each of which they run once; few begin after so long.
+# In each round, all run once; few rounds begin after so many seconds.
 STARTS, ROUNDS, SECONDS = 5, 30, 10
 MEMORY_ROUNDS = 3
 
@@ -76,7 +77,7 @@ def make(name, keras):
 
 
 def contenders(name):
-    """Who takes part, with a model, on this backend."""
+    """The contenders for a model on this backend."""
     absent = set()
     if BACKEND != "tensorflow":
         absent.add(KERAS_2)
@@ -167,14 +168,14 @@ class Contender:
     def call(self):
         from keras import ops
 
-        # To read numbers is to wait for them.
+        # Reading values waits for them.
         ops.convert_to_numpy(self.layer(tensor(self.x))[:1])
 
 
 class TensorFlowContender(Contender):
-    """Trains on a data set, as Keras 2 makes one of a single batch.
+    """Trains on a data set, as Keras 2 makes one from a single batch.
 
-    All steps do, as each kind of input is compiled on its own.
+    All train steps do, as each kind of input is compiled separately.
     """
 
     @functools.cached_property
@@ -212,14 +213,14 @@ PARTS = ("building", "first train step", *OFTEN)
 
 
 def warm_up(name):
-    """Does what a backend does once in a process."""
+    """Triggers what a backend does only once per process."""
     contender = enter(BARE, name, 1)
     for method in OFTEN.values():
         getattr(contender, method)()
 
 
 def memory(who, name, steps):
-    """The megabytes of a train step, some times."""
+    """The megabytes of a train step, measured several times."""
     warm_up(name)
     contender = enter(who, name, steps)
     contender.train()
@@ -241,7 +242,7 @@ def peak_of_device(do):
     elif BACKEND == "jax":
         import jax
 
-        # Its peak is that of the process, which has done the same before.
+        # JAX has the peak of the process, which has done the same before.
         stats = jax.local_devices()[0].memory_stats
         before = stats()["bytes_in_use"]
         do()
@@ -288,7 +289,7 @@ def times(those, name, steps):
 
 
 def device():
-    """The accelerator that this process computes on, or the processor."""
+    """The accelerator that this process computes on, or the CPU."""
     if BACKEND == "torch":
         import torch
 
@@ -316,11 +317,11 @@ def measure_cell(name, steps, missing, advance):
     """Every sample of a layer and a number of steps.
 
     Args:
-        missing: Dict `{who: reason}` of those who are not measured.
+        missing: Dict `{who: reason}` of contenders that are not measured.
         advance: What to call after each measurement.
 
     Returns:
-        Dict `{part: {who: [sample, ...]}}`, and the dict of who is missing.
+        Dict `{part: {who: [sample, ...]}}`, and the new dict of the missing.
     """
     found, missing = {}, dict(missing)
     for who in contenders(name):
@@ -355,7 +356,7 @@ def versions():
 
 
 def code():
-    """Tells what is measured, and how, from another state of it."""
+    """A hash of the code that is measured, and of the code that measures."""
     files = sorted(HERE.parent.glob("keras_td/*.py"))
     files += [HERE / "isolated.py", HERE / "bench.py"]
     texts = [path.read_bytes() for path in files]
@@ -363,7 +364,7 @@ def code():
 
 
 def processor():
-    """The name of the processor, where the system tells it."""
+    """The name of the processor, if the system has it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(": ")[1] for line in lines if "model name" in line]
@@ -384,13 +385,13 @@ def about(where):
 
 
 def resume(path, run):
-    """The cells of such a run that was interrupted."""
+    """The cells of an interrupted run like this one."""
     before = json.loads(path.read_text()) if path.exists() else {}
     return before["cells"] if run.items() <= before.items() else []
 
 
 def missing_before(cells, name):
-    """Who was missing with a layer, and would be with more steps too."""
+    """Contenders missing for a layer, which will be for more steps too."""
     return {
         who: reason
         for cell in cells
@@ -424,7 +425,7 @@ def main():
         cells.append({**cell, "samples": samples, "missing": missing})
         date = time.strftime("%Y-%m-%d")
         found = json.dumps({**run, "date": date, "cells": cells})
-        # In one go, as it may be interrupted.
+        # Replaced in one go, as the run may be interrupted.
         written.write_text(found)
         written.replace(unfinished)
     unfinished.replace(path)

@@ -1,8 +1,8 @@
-"""Time steps cost no compile time: 10 against 1,000 of them.
+"""Compile time does not grow with time: 10 against 1,000 time steps.
 
 Times the symbolic call and the first train step of a Dense layer at each time
-step, each in a process of its own, and prints the medians. "plain" is the bare
-Dense layer on as many rows: what the backend itself takes for larger arrays.
+step, each in its own process, and prints the medians. "plain" is the bare Dense
+layer on as many rows: what the backend itself takes for larger arrays.
 
     KERAS_BACKEND=jax python benchmarks/compile_time.py
 """
@@ -47,7 +47,7 @@ def measure(name, steps):
         model.train_on_batch(x, y)
         return called - start, time.perf_counter() - called
 
-    # What the backend does once in a process is not to be measured.
+    # What the backend does once per process must not be measured.
     timed(lambda dense: dense)
     if name == "plain":
         return timed(lambda dense: dense, batch=BATCH * steps)

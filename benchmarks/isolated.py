@@ -1,4 +1,4 @@
-"""Measures in processes of their own, interleaved, in seconds and megabytes."""
+"""Measures seconds and megabytes, interleaved and in separate processes."""
 
 import argparse
 import ctypes
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-# What is freed goes back to the system, so that only what is in use counts.
+# Freed memory goes back to the system, so that only memory in use counts.
 FREE_AT_ONCE = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "0",
@@ -47,7 +47,7 @@ def measure_in_process(*arguments, env=(), timeout=None):
 
 
 def run(description, measure, main):
-    """Runs `main`, or `measure` where `measure_in_process` asks for it."""
+    """Runs `main`, or `measure` if `measure_in_process` asks for it."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args().measure
@@ -60,7 +60,7 @@ def run(description, measure, main):
 def interleave(functions, rounds, seconds):
     """The seconds of each function, in each round of all of them.
 
-    Each round has an order of its own, as what comes after a large function
+    Each round has its own order, as a function that runs after a large one
     finds the caches cold. After the third, no round begins after so many
     `seconds`.
     """
@@ -89,8 +89,8 @@ def _call(function):
     return function()
 
 
-# CPython's stack grows in pieces, and calls across an edge are slow. So large a
-# frame starts a piece with as much room behind it, and no edge is met.
+# CPython's stack grows in chunks, and calls across a boundary are slow. Such a
+# large frame starts a chunk with as much room after it, so none is crossed.
 _call.__code__ = _call.__code__.replace(co_stacksize=2**16)
 
 

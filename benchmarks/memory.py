@@ -2,8 +2,8 @@
 
 Trains a small CNN on a clip of 256 frames of 112x112: on all at once; with
 `steps_per_call=8`; with `remat=True` too; and on 8 frames alone. Each runs in
-a process of its own and counts the memory of the whole process at its peak in
-the second step, above what it was before that step. The clip is in it before.
+its own process, and counts the peak memory of the whole process in the second
+step, above that before the step, which includes the clip.
 
     KERAS_BACKEND=jax python benchmarks/memory.py
 """

@@ -1,10 +1,10 @@
-"""What `skip_masked=True` saves, against the share of time steps masked.
+"""What `skip_masked=True` saves, against the share of masked time steps.
 
-A layer is applied to documents, padded to the length of the longest: with the
-option, without it, and bare, to the valid steps alone, which is the ideal. For
-each layer and share of padding the three take turns in one process; memory is
-that of a train step, in a process for each. Every sample goes to a file in
-`benchmarks/results`, from which `report.py` draws.
+A layer is applied to documents that are padded to the length of the longest:
+with the option, without it, and bare on only the valid steps, which is the
+ideal. For each layer and share of padding the three take turns in one process;
+memory is that of a train step, in a separate process for each. Every sample
+goes to a file in `benchmarks/results`, from which `report.py` draws.
 
     KERAS_BACKEND=jax python benchmarks/padding.py
 """
@@ -22,7 +22,7 @@ LAYERS = "LSTM", "CNN", "MobileNetV2"
 SKIPPING, PLAIN, IDEAL = "skip_masked=True", "without", "valid steps alone"
 WHO = SKIPPING, PLAIN, IDEAL
 PARTS = {"train step": "train", "predict step": "predict"}
-# Rounds of all, in each of which they run once; few begin after so long.
+# In each round, all run once; few rounds begin after so many seconds.
 ROUNDS, SECONDS, MEMORY_ROUNDS = 15, 30, 3
 
 
@@ -39,7 +39,7 @@ def mask_of(share):
 
     rng = np.random.default_rng(0)
     mean = TIME * (100 - share) / 100
-    # Of lengths from 1 to almost twice the mean, or all of the same.
+    # Lengths are from 1 to almost twice the mean, or all the same.
     longest = min(2 * mean - 1, TIME)
     lengths = rng.uniform(2 * mean - longest, longest, (BATCH, 1)).round()
     return np.arange(TIME) < lengths
@@ -79,7 +79,7 @@ class Contender:
 
 
 def memory(who, name, share):
-    """The megabytes of a train step, some times."""
+    """The megabytes of a train step, measured several times."""
     contender = Contender(who, name, share)
     contender.train()
     contender.train()
@@ -104,7 +104,7 @@ def times(name, share):
 
 
 def valid_share(share):
-    """The share of steps that is valid, to be told with the samples."""
+    """The share of steps that are valid, to be stored with the samples."""
     return float(mask_of(share).mean())
 
 

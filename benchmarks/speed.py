@@ -1,9 +1,9 @@
-"""What calls in order cost, against Keras's own layer, which calls in order.
+"""The cost of calls in order, against Keras's own layer, which does the same.
 
-Times a call that is not compiled, the first train step (which compiles, where
-the backend does) and the steps after it: with `steps_per_call=1`, which gives
-the numbers of `keras.layers.TimeDistributed`, and with that layer. Each row is
-a process of its own, in which the two take turns.
+Times an eager call, the first train step (which compiles, if the backend does)
+and the steps after it: with `steps_per_call=1`, which gives the numbers of
+`keras.layers.TimeDistributed`, and with that layer. Each row is measured in its
+own process, in which the two take turns.
 
     KERAS_BACKEND=jax python benchmarks/speed.py
 """
@@ -17,7 +17,7 @@ BATCH = 4
 STEPS = 8, 32, 128
 LAYERS = "Dense", "CNN, normalized", "LSTM"
 PARTS = "eager call", "train step", "first train step"
-# Rounds of both, in each of which they run once.
+# In each round, both run once.
 ROUNDS, SECONDS = 50, 20
 
 

@@ -66,7 +66,7 @@ def quiet():
 def run(backend, part):
     """Outcomes `{sentence: {class: [outcome, message]}}`.
 
-    Of all scenarios whose sentence has the part in it.
+    They are of all scenarios whose sentence contains `part`.
     """
     chosen = {s: SCENARIOS[s] for s in SCENARIOS if part in s}
     results = {}
@@ -127,7 +127,7 @@ def print_all(columns, details):
 def main():
     parser = argparse.ArgumentParser()
     add = parser.add_argument
-    add("--only", default="", metavar="PART", help="sentences with PART only")
+    add("--only", default="", metavar="PART", help="only sentences with PART")
     add("--details", action="store_true", help="print what went wrong")
     add("--json", type=pathlib.Path, help="also write the outcomes here")
     add("--merge", nargs="+", type=pathlib.Path, help="print these outcomes")

@@ -1,4 +1,4 @@
-"""What goes in, what comes out, and the shapes of both."""
+"""Inputs, outputs, and their shapes."""
 
 import keras
 import numpy as np

@@ -88,7 +88,7 @@ def _(TimeDistributed):
 
 
 def check_step_mask(TimeDistributed, wrapped, x):
-    """Valid steps are as by hand."""
+    """Valid steps equal those by hand."""
     x, mask = padded(x, [x.shape[1], 2])
     inputs = keras.Input(x.shape[1:])
     steps = keras.Input(mask.shape[1:], dtype="bool")
@@ -116,7 +116,7 @@ def _(TimeDistributed):
 
 
 def check_batch_norm(TimeDistributed, *shape):
-    """What padded steps hold reaches neither outputs nor statistics."""
+    """Values at padded steps reach neither outputs nor statistics."""
     x, mask = padded(normal(*shape), [4, 2])
     outcomes = []
     for padding in 0.0, 9.0:

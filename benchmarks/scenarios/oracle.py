@@ -21,7 +21,7 @@ def numpy(nest):
 
 
 def by_hand(layer, *inputs, **kwargs):
-    """Calls the layer for one time step after the other."""
+    """Calls the layer on one time step after another."""
 
     def call(t):
         step = tree.map_structure(lambda x: x[:, t], inputs)
@@ -51,7 +51,7 @@ def predict(model, x):
 
 
 def check(layer, wrapped, x):
-    """Called, and as a model, the layer gives what the loop gives."""
+    """The layer equals the loop, both called and in a model."""
     called = layer(x)
     expected = by_hand(wrapped, x)
     assert_equal(called, expected)
@@ -73,6 +73,6 @@ def cnn():
 
 
 def padded(x, lengths):
-    """Zeros after the length of each sample, and the mask that says so."""
+    """Puts zeros after the length of each sample, and returns the mask too."""
     mask = np.arange(x.shape[1]) < np.asarray(lengths)[:, None]
     return x * mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), mask

@@ -1,4 +1,4 @@
-"""Layers of users' own."""
+"""Custom layers."""
 
 import functools
 
@@ -24,7 +24,7 @@ class Scale(keras.Layer):
 
 @register
 class Twice(keras.Layer):
-    """Says nothing of its output shape."""
+    """Does not define its output shape."""
 
     def call(self, x):
         return ops.concatenate([x, 2 * x], axis=-1)
@@ -32,7 +32,7 @@ class Twice(keras.Layer):
 
 @register
 class Block(keras.Layer):
-    """Made of layers, with no `build` and no `training` of its own."""
+    """Made of layers, without its own `build` or `training`."""
 
     def __init__(self, *inner, **kwargs):
         super().__init__(**kwargs)
@@ -79,7 +79,7 @@ class Penalty(keras.Layer):
 
 @register
 class Counter(keras.Layer):
-    """Counts how often it is called, which is traced on most backends."""
+    """Counts its calls, which are traces on most backends."""
 
     calls = 0
 

@@ -42,7 +42,7 @@ def _(TimeDistributed):
     assert_equal(received, by_hand(dense, x), 1e-2, 1e-3)
 
 
-X64 = "JAX computes in float64 only where `jax_enable_x64` is set."
+X64 = "JAX computes in float64 only if `jax_enable_x64` is set."
 
 
 @scenario("A float64 layer keeps its precision", ["tensorflow", "torch"], X64)

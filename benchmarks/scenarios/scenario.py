@@ -15,7 +15,7 @@ SCENARIOS = {}
 def scenario(sentence, only=tuple(BACKENDS), reason=None):
     """Adds a function of the class under test to the table.
 
-    Where it cannot exist on a backend, `only` has the others and `reason` says
+    If it cannot exist on a backend, `only` has the others and `reason` says
     why.
     """
 

@@ -108,7 +108,7 @@ def _(TimeDistributed):
     assert_equal(norm.moving_mean, expected.astype("float32"))
 
 
-@scenario("Dropout draws anew for each step")
+@scenario("Dropout draws new numbers for each step")
 def _(TimeDistributed):
     layer = TimeDistributed(layers.Dropout(0.5))
     y = numpy(layer(np.ones((2, 4, 64), "float32"), training=True))
@@ -117,7 +117,7 @@ def _(TimeDistributed):
     assert len(steps) == 4
 
 
-@scenario("Dropout draws anew for each step, lengths unknown")
+@scenario("Dropout draws new numbers for each step, lengths unknown")
 def _(TimeDistributed):
     model = model_of(TimeDistributed(layers.Dropout(0.5)), None, 64)
     training = keras.Sequential([keras.Input((None, 64)), model])

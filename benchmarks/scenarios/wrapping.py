@@ -67,13 +67,13 @@ def _(TimeDistributed):
     assert_equal(predict(model, x), x @ kernel + bias)
 
 
-@scenario("A layer of one's own with weights")
+@scenario("A custom layer with weights")
 def _(TimeDistributed):
     scale = Scale()
     check(TimeDistributed(scale), scale, normal(2, 3, 4))
 
 
-@scenario("A layer made of layers, without a `build` of its own")
+@scenario("A layer made of layers, without its own `build`")
 def _(TimeDistributed):
     block = Block(layers.Dense(4, activation="tanh"), layers.Dense(4))
     x = normal(2, 3, 4)
