@@ -76,7 +76,7 @@ def main(args=None):
     try:
         model = load()
     except TypeError:
-        # From a Keras 2 file, Keras cannot read the layers that its own wraps.
+        # Keras's own layer cannot read what it wraps from a Keras 2 file.
         with replacing(**options):
             model = upgraded = load()
     else:

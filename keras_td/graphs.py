@@ -55,7 +55,7 @@ def _added_masks(node, expressions):
 def _added_training(node):
     """The name `training`, if its value is the one that Keras adds.
 
-    Keras does not write down the masks of a call with keyword arguments.
+    Keras does not record the masks of a call with keyword arguments.
     """
     parameters = inspect.signature(node.operation.call).parameters
     value = node.arguments.kwargs.get("training", inspect.Parameter.empty)

@@ -35,7 +35,7 @@ def is_recomputed(layer):
 def is_made_in_scope(variable):
     """Whether a variable was made in a `StatelessScope` that is still open.
 
-    `value` is public, but returns that of the scope or of the initializer.
+    `value` is public, but returns the value of the scope or the initializer.
     """
     return variable._value is None
 

@@ -1,4 +1,4 @@
-"""Averages the losses that a layer adds in several calls over the steps."""
+"""Averages over the steps the losses that a layer adds in several calls."""
 
 import collections
 

@@ -80,7 +80,7 @@ def _normalizations(layer):
         inner
         for inner in internals.layers_of(layer)
         if isinstance(inner, keras.layers.BatchNormalization)
-        # One that Keras itself recomputes cannot be told then.
+        # A layer that Keras itself recomputes is told nothing then.
         and not internals.is_recomputed(inner)
         # Inspecting a signature is slow.
         and (

@@ -76,7 +76,7 @@ class _Recomputed:
             )
         if again:
             results = _as_before(results, self.structure)
-        # Tensors would be kept alive here by the function that makes them.
+        # Tensors here would be kept alive by the function that makes them.
         self.structure = trees.symbols(results)
         return list(map(_to_floats, trees.tensors(results)))
 

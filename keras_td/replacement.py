@@ -1,4 +1,4 @@
-"""Builds this layer where code of others asks for Keras's own."""
+"""Builds this layer where third-party code asks for Keras's own."""
 
 import contextlib
 import contextvars
@@ -24,7 +24,7 @@ _open = 0
 def replacing(**options: Unpack[Options]) -> Iterator[None]:
     """Builds this layer wherever code asks for `keras.layers.TimeDistributed`.
 
-    For models built by functions of libraries, whose imports you cannot change.
+    For models built by library functions, whose imports you cannot change.
 
     Example:
 

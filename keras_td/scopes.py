@@ -51,7 +51,7 @@ def is_on_cpu():
 
 
 def uncompiled(layer):
-    """Runs methods that layers compile themselves, as a `tf.function`, as is.
+    """Runs methods that layers compile themselves (`tf.function`) uncompiled.
 
     A compiled method has the values of variables that it was traced with, and
     would keep those of one scope in the next.

@@ -1,4 +1,4 @@
-"""Code of others builds this layer inside `replacing`."""
+"""Third-party code builds this layer inside `replacing`."""
 
 import threading
 
