@@ -1,5 +1,6 @@
 """The project's chores: `nox` tests everything, `nox -l` lists the rest."""
 
+import functools
 import os
 import pathlib
 import shutil
@@ -47,15 +48,11 @@ def use(session, backend):
 
 @nox.session
 def lint(session):
-    """Check style and types, and that the sdist and the wheel are sound."""
+    """Check style and types."""
     session.install(*groups("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
-    dist = session.create_tmp()
-    session.run("python", "-m", "build", "--outdir", dist, silent=True)
-    files = [str(path) for path in pathlib.Path(dist).glob("keras_td-*")]
-    session.run("twine", "check", "--strict", *files)
 
 
 def install(session, *names):
@@ -222,14 +219,39 @@ def integration(session, backend):
     session.run("pytest", *session.posargs)
 
 
+@nox.session(name="release-check")
+@chosen_backend
+def release_check(session, backend):
+    """Build the sdist and the wheel, and try each in a clean environment."""
+    use(session, backend)
+    session.install(*groups("release"))
+    dist = pathlib.Path("dist").resolve()
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    built = list(map(str, dist.iterdir()))
+    session.run("twine", "check", "--strict", *built)
+    for path in built:
+        clean = session.virtualenv.location + "-clean"
+        session.run("python", "-m", "venv", "--clear", clean)
+        needed = groups(backend, "test", "types")
+        run = functools.partial(session.run, f"{clean}/bin/python", "-m")
+        run("pip", "--quiet", "install", path, *needed, external=True)
+        with session.chdir("integration_tests"):
+            run("pytest", *session.posargs, external=True)
+
+
 @nox.session
 @chosen_backend
 def demo(session, backend):
     """Run the examples on the backend that KERAS_BACKEND names, else JAX."""
     use(session, backend)
+    # TensorFlow prints in each process that oneDNN is on.
+    session.env["TF_ENABLE_ONEDNN_OPTS"] = "0"
     session.install("-e", ".", *groups(backend, "demo"))
     session.run("python", "examples/read_digits.py", *session.posargs)
     session.run("python", "examples/augment_clips.py")
+    session.run("python", "examples/show_masks.py")
+    session.run("python", "examples/explain_clips.py")
     session.run("python", "examples/read_documents.py")
     session.run("python", "examples/export.py")
     session.run("python", "examples/train_on_many_devices.py")

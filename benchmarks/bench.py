@@ -33,8 +33,10 @@ BATCH = 2
 STEPS = 8, 32, 128, 1024
 MODELS = "Dense", "CNN", "CNN, normalized", "LSTM", "MobileNetV2"
 OWN, STOCK, KERAS_2 = "keras_td", "keras.layers", "tf_keras"
-HAND, BARE, IDENTITY = "by hand", "bare layer", "identity wrapper"
-EVERYONE = OWN, STOCK, KERAS_2, HAND, BARE, IDENTITY
+HAND, BARE = "by hand", "bare layer"
+# The least that a layer around another costs, and one that folds.
+IDENTITY, RESHAPING = "identity wrapper", "reshaping wrapper"
+EVERYONE = OWN, STOCK, KERAS_2, HAND, BARE, IDENTITY, RESHAPING
 PACKAGES = (
     "keras_td",
     "keras",
@@ -82,7 +84,7 @@ def contenders(name):
     if BACKEND != "tensorflow":
         absent.add(KERAS_2)
     if name != "Dense":
-        absent.add(IDENTITY)
+        absent |= {IDENTITY, RESHAPING}
     return [who for who in EVERYONE if who not in absent]
 
 
@@ -106,12 +108,18 @@ def wrap(who, layer):
         def call(self, inputs):
             return self.layer(inputs)
 
+    class Reshaping(keras.layers.Wrapper):
+        def call(self, inputs):
+            _, steps, *inner = inputs.shape
+            outputs = self.layer(keras.ops.reshape(inputs, (-1, *inner)))
+            return keras.ops.reshape(outputs, (-1, steps, outputs.shape[-1]))
+
     if who == BARE:
         return layer
     if who == OWN:
         return keras_td.TimeDistributed(layer)
-    if who == IDENTITY:
-        return Identity(layer)
+    if who in (IDENTITY, RESHAPING):
+        return (Identity if who == IDENTITY else Reshaping)(layer)
     return keras_of(who).layers.TimeDistributed(layer)
 
 

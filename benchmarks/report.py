@@ -12,13 +12,22 @@ from matplotlib import ticker
 import bench
 import padding
 
-# All ratios stand there, and those of some in the README.
+TOP = bench.RESULTS.parent.parent
 ALL = bench.RESULTS / "ratios.md"
-README = bench.RESULTS.parent.parent / "README.md"
+# Between marks, the README has a summary, and pages have tables.
+README = TOP / "README.md"
+PERFORMANCE = TOP / "docs" / "performance.md"
+PADDING = TOP / "docs" / "padding.md"
 START, END = "<!-- ratios -->", "<!-- end of ratios -->"
 NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
+FIRST, TRAIN = "first train step", "train step"
 CHARTED = "Dense", "CNN, normalized", "LSTM"
-CHARTS = {"first train step": "first_step.png", "train step": "train_step.png"}
+# The rows of each chart, of layers and of what they do.
+CHARTS = {
+    "steps.png": [("CNN, normalized", FIRST), ("CNN, normalized", TRAIN)],
+    "first_step.png": [(name, FIRST) for name in CHARTED],
+    "train_step.png": [(name, TRAIN) for name in CHARTED],
+}
 # For a light and for a dark page.
 GRAY = "#868e96"
 # In the order of drawing.
@@ -35,7 +44,6 @@ PADDING_COLORS = {
     padding.SKIPPING: "#2f9e44",
 }
 PADDING_CHART = "padding.png"
-DOCS = bench.RESULTS.parent.parent / "docs" / "padding.md"
 STYLE = {
     "text.color": GRAY,
     "axes.labelcolor": GRAY,
@@ -101,7 +109,42 @@ def others(cell):
 
 
 def is_shown(steps, other):
-    return steps == 128 and other in (bench.BARE, bench.STOCK)
+    return steps == 128 and other not in (bench.HAND, bench.KERAS_2)
+
+
+def summary(runs):
+    """How many times as fast as Keras's own layer `keras_td` is."""
+    heads = [NAMES[run["backend"]] + device_of(run) for run in runs]
+    by_layer = [
+        {c["layer"]: c for c in run["cells"] if c["steps"] == 128}
+        for run in runs
+    ]
+    rows = [["layer", *heads], ["---", *["--:"] * len(heads)]]
+    for name in bench.MODELS:
+        rows.append([name, *(gain(cells[name]) for cells in by_layer)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def gain(cell):
+    if bench.STOCK in cell["missing"]:
+        return f"stock takes {cell['missing'][bench.STOCK]}"
+    return " / ".join(
+        rounded(times_as_fast(cell["samples"][part])) + "x"
+        for part in (FIRST, TRAIN)
+    )
+
+
+def rounded(times):
+    return f"{times:.0f}" if times > 9.5 else f"{times:.2g}"
+
+
+def times_as_fast(samples):
+    pairs = zip(samples[bench.STOCK], samples[bench.OWN], strict=True)
+    return statistics.median(its / own for its, own in pairs)
+
+
+def device_of(run):
+    return "" if run["device"] == "CPU" else f", {run['device']}"
 
 
 def title(run):
@@ -157,27 +200,26 @@ def save(figure, colors, path):
     plt.close(figure)
 
 
-def chart(runs, part, path):
-    shape = len(CHARTED), len(runs)
+def chart(runs, rows, path):
+    shape = len(rows), len(runs)
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(
             *shape,
             figsize=(3 * shape[1], 2.2 * shape[0]),
             sharex=True,
+            sharey="row",
             squeeze=False,
             layout="constrained",
         )
         for column, run in zip(grid.T, runs, strict=True):
-            for axes, name in zip(column, CHARTED, strict=True):
+            for axes, (name, part) in zip(column, rows, strict=True):
                 cells = [c for c in run["cells"] if c["layer"] == name]
                 draw(axes, cells, part)
-                where = f"{name}, {NAMES[run['backend']]}"
-                if run["device"] != "CPU":
-                    where += f", {run['device']}"
+                where = f"{name}, {NAMES[run['backend']]}{device_of(run)}"
                 axes.set_title(where, fontsize=9)
-            column[-1].set_xlabel("time steps")
-        for axes in grid[:, 0]:
-            axes.set_ylabel(f"{part}, seconds")
+            column[-1].set_xlabel("time steps (log)")
+        for axes, (_, part) in zip(grid[:, 0], rows, strict=True):
+            axes.set_ylabel(f"{part}, s (log)")
         save(figure, COLORS, path)
 
 
@@ -240,15 +282,16 @@ def main():
             "\n".join([f"{title(run)}:", "", padding.table(run["cells"])])
             for run in padded
         ]
-        put_between_marks(DOCS, "\n\n".join(tables))
+        put_between_marks(PADDING, "\n\n".join(tables))
     runs = load("[!p]*.json")
-    for part, name in CHARTS.items():
-        chart(runs, part, bench.RESULTS / name)
+    for name, rows in CHARTS.items():
+        chart(runs, rows, bench.RESULTS / name)
     ratios = "\n\n".join(table(run) for run in runs)
     ALL.write_text(f"# All ratios\n\n{ratios}\n")
     print(ratios)
-    told = "\n\n".join(table(run, is_shown) for run in runs)
-    put_between_marks(README, told)
+    put_between_marks(README, summary(runs))
+    shown = "\n\n".join(table(run, is_shown) for run in runs)
+    put_between_marks(PERFORMANCE, shown)
 
 
 if __name__ == "__main__":

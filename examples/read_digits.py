@@ -2,8 +2,8 @@
 
 A clip shows two to eight digits, one per frame, and ends in blank frames.
 `TimeDistributed` applies one small CNN to every frame. The mask of the frames
-that show a digit goes in with the call and leaves with the result, so the loss
-of the single digits skips the blank frames, and so does the GRU.
+that show a digit goes in with the call and leaves with the result, so both the
+loss of the single digits and the GRU skip the blank frames.
 
     pip install keras_td jax scikit-learn matplotlib
     python read_digits.py --picture digits.png
@@ -23,6 +23,8 @@ import numpy as np
 from keras import layers
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patches import Rectangle
 from sklearn.datasets import load_digits
 
@@ -112,12 +114,28 @@ def draw_clip(ax, frames, digits, read, largest):
 
 
 def draw(picture, clips, title):
-    """Draws clips in two columns and saves the picture."""
-    fig = Figure(figsize=(13, 8.2), facecolor=PAPER, layout="constrained")
+    """Draws clips in two columns, with a key, and saves the picture."""
+    fig = Figure(figsize=(13, 8.6), facecolor=PAPER, layout="constrained")
     fig.get_layout_engine().set(w_pad=0.2, h_pad=0.12)
     fig.suptitle(title, color=INK, size=15)
     for ax, clip in zip(fig.subplots(6, 2).flat, clips, strict=True):
         draw_clip(ax, *clip)
+    box = {"fc": "none", "lw": 2.5}
+    key = {
+        "frames read as the answer": Patch(ec=RIGHT, **box),
+        "frames read as a wrong answer": Patch(ec=WRONG, **box),
+        "blank frame, masked": Patch(fc="none", ec=FAINT, hatch="////"),
+        "misread digit": Line2D([], [], c=WRONG, ls="", marker="$7$", ms=11),
+    }
+    fig.legend(
+        key.values(),
+        key,
+        loc="outside lower center",
+        ncols=len(key),
+        frameon=False,
+        fontsize=11,
+        labelcolor=INK,
+    )
     fig.savefig(picture, dpi=120)
 
 
@@ -142,7 +160,7 @@ def main():
     wrong = np.flatnonzero(~right)[:3]
     chosen = [*np.flatnonzero(right)[: 12 - len(wrong)], *wrong]
     clips = [(frames[i], digits[i], read[i], largest[i]) for i in chosen]
-    draw(picture, clips, f"{found}; misread digits in red")
+    draw(picture, clips, found)
     print(f"Twelve of the clips are drawn in {picture}.")
 
 

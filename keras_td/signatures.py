@@ -1,10 +1,13 @@
 """Separates tensors from other values in the arguments of a call."""
 
 import inspect
+from typing import Any
+from typing import TypeVar
 
 from keras_td import trees
 
 _NAMES = "_names_of_last_args"
+_Call = TypeVar("_Call", bound=Any)
 
 
 def to_positional(call, args, kwargs):
@@ -105,3 +108,29 @@ def is_tensor_argument(name, value):
             f"Received: {value}"
         )
     return any(are_tensors)
+
+
+def with_defaults_of_rest(call: _Call) -> _Call:
+    """Gives `*args` and `**kwargs` defaults, for Keras's error messages.
+
+    They list the defaults of arguments that were not passed, which would be
+    `args=<class 'inspect._empty'>` here.
+    """
+    signature = inspect.signature(call)
+    call.__signature__ = signature.replace(
+        parameters=[
+            _Rest(p.name, p.kind, annotation=p.annotation)
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            else p
+            for p in signature.parameters.values()
+        ]
+    )
+    return call
+
+
+class _Rest(inspect.Parameter):
+    """`*args` or `**kwargs`, with a default."""
+
+    @property
+    def default(self):
+        return () if self.kind is self.VAR_POSITIONAL else {}

@@ -177,6 +177,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
         first = arguments.first_steps(CallOptions.of(self).steps)
         building.build(self.layer, first, others)
 
+    @signatures.with_defaults_of_rest
     def call(
         self,
         inputs: Any,
