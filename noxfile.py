@@ -19,11 +19,11 @@ nox.options.sessions = [
 ]
 
 BACKENDS = ["tensorflow", "jax", "torch"]
-# Keras runs models on these two, and trains none.
+# On these, Keras runs models but does not train them.
 INFERENCE = ["numpy", "openvino"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PIP = ("python", "-m", "pip", "--quiet")
-# Compiling takes XLA longer than running the programs of tests.
+# In tests, XLA takes longer to compile programs than to run them.
 XLA_FLAGS = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
@@ -31,7 +31,7 @@ XLA_FLAGS = (
 REPORTS = pathlib.Path("build", "table").resolve()
 WHEEL = f"keras_td-{PYPROJECT['project']['version']}-py3-none-any.whl"
 
-# Environments hold one backend, but for tools that come with a second one.
+# An environment holds one backend, except for tools that bring another.
 each_backend = nox.parametrize("backend", BACKENDS, ids=BACKENDS)
 each_inference = nox.parametrize("backend", INFERENCE, ids=INFERENCE)
 chosen = os.environ.get("KERAS_BACKEND") or "jax"
@@ -56,25 +56,25 @@ def lint(session):
 
 
 def install(session, *names):
-    # Tests import a small part of what Python would compile here.
+    # Tests import little of what Python would compile here.
     session.install("--no-compile", "-e", ".", *groups(*names, "test"))
 
 
 def install_keras_2(session):
-    # It asks for a second TensorFlow, next to the CPU build.
+    # It requires a second TensorFlow, beside the CPU build.
     session.install("--no-deps", "tf_keras")
 
 
 def run_tests(session, backend, *args, xla_flags=XLA_FLAGS):
     use(session, backend)
-    # Tests are many and small: cores do more for them apart than together.
+    # Tests are small: a process per core is faster than threads.
     session.env.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1")
     session.env.update(
         XLA_FLAGS=" ".join(xla_flags),
         JAX_COMPILATION_CACHE_DIR=f"{session.create_tmp()}/jax",
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
-    # The table is of whole runs.
+    # Only whole runs are for the table.
     report = [f"--report={REPORTS / session.name}.json"]
     workers = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
     args += tuple(session.posargs or report)
@@ -94,7 +94,7 @@ def tests(session, backend):
 @nox.session
 @each_inference
 def inference(session, backend):
-    """Run those tests that a backend without training can pass."""
+    """Run the tests that need no training."""
     install(session, backend)
     run_tests(session, backend)
 
@@ -112,7 +112,7 @@ def slow(session, backend):
 def keras_hub(session, backend):
     """Upgrade a model that reads sentences with an encoder of KerasHub."""
     install(session, backend, "keras-hub")
-    # It asks for TensorFlow, to preprocess texts.
+    # It requires TensorFlow, for preprocessing texts.
     session.install("--no-deps", "keras-hub")
     use(session, backend)
     session.run("pytest", "tests/test_keras_hub.py", *session.posargs)
@@ -121,7 +121,7 @@ def keras_hub(session, backend):
 @nox.session
 @each_backend
 def exports(session, backend):
-    """Export models, and print which give elsewhere what they give here."""
+    """Export models, run them elsewhere, and print which are the same."""
     install(session, backend, f"exports-{backend}")
     use(session, backend)
     print_cells(session, "tests/test_exports.py")
@@ -130,7 +130,7 @@ def exports(session, backend):
 @nox.session
 @each_backend
 def distributed(session, backend):
-    """Train models on many devices, and print which are as on one."""
+    """Train models on many devices, and print which train as on one."""
     install(session, backend)
     use(session, backend)
     print_cells(session, "tests/test_distributed.py", "-m", "distributed")
@@ -147,11 +147,11 @@ def pipelines(session, backend):
 
 def print_cells(session, tests, *options):
     report = REPORTS / f"{session.name}.json"
-    # One process, as some of the tools print where xdist does.
+    # In one process, as some tools write to the output that xdist uses.
     args = session.posargs or ["-q"]
-    # A plugin that comes with these tools warns.
+    # One of these tools brings a plugin that warns.
     args = ["-p", "no:anyio", f"--report={report}", *options, *args]
-    # Where tests fail, the table tells which, and fails.
+    # If tests fail, the table shows which, and fails.
     session.run("pytest", tests, *args, success_codes=[0, 1])
     session.run("python", "tests/table.py", str(report))
 
@@ -161,14 +161,14 @@ def print_cells(session, tests, *options):
 def minimums(session, backend):
     """Run the tests on the oldest Keras, with backends of its time."""
     install(session, f"minimum-{backend}")
-    # The XLA of that time knows no other flag.
+    # That XLA does not know the other flag.
     run_tests(session, backend, xla_flags=XLA_FLAGS[:1])
 
 
 @nox.session(python="3.13")
 @each_backend
 def newest(session, backend):
-    """Run the tests on the newest Python that all three backends have."""
+    """Run the tests on the newest Python that all backends support."""
     install(session, backend)
     run_tests(session, backend)
 
@@ -176,9 +176,9 @@ def newest(session, backend):
 @nox.session
 @each_backend
 def nightly(session, backend):
-    """Run the tests on the Keras of last night."""
+    """Run the tests on the nightly build of Keras."""
     install(session, backend)
-    # Both packages have the same files.
+    # Both packages install the same files.
     session.run_install(*PIP, "uninstall", "-y", "keras", "keras-nightly")
     session.install("--no-deps", "--force-reinstall", "--pre", "keras-nightly")
     run_tests(session, backend)
@@ -186,7 +186,7 @@ def nightly(session, backend):
 
 @nox.session
 def mutation(session):
-    """Count the faults in keras_td that the tests notice, on PyTorch."""
+    """Count the small faults in keras_td that the tests notice."""
     use(session, "torch")
     session.env["OMP_NUM_THREADS"] = "1"
     install(session, "torch", "mutation")
@@ -196,7 +196,7 @@ def mutation(session):
 
 @nox.session(venv_backend="none")
 def table(session):
-    """Print which layers work on which backends, from the last whole runs."""
+    """Print which layers work on which backends, from the last runs."""
     needed = [f"tests({backend})" for backend in BACKENDS]
     needed += [f"inference({backend})" for backend in INFERENCE]
     script = (sys.executable, "tests/table.py", str(REPORTS))
@@ -206,14 +206,14 @@ def table(session):
 @nox.session
 @each_backend
 def integration(session, backend):
-    """Try the built wheel in a clean environment, as a user has it."""
+    """Try the built wheel in a clean environment, as a user would."""
     use(session, backend)
     tmp = session.create_tmp()
     session.run(*PIP, "wheel", "--no-deps", "-w", tmp, ".", silent=True)
     wheel = f"{tmp}/{WHEEL}"
     needed = groups(backend, "test", "types")
     session.install("--no-compile", wheel, *needed)
-    # A reused environment holds the wheel of an earlier run.
+    # A reused environment holds an earlier wheel.
     session.run(*PIP, "install", "--no-deps", "--force-reinstall", wheel)
     session.chdir("integration_tests")
     session.run("pytest", *session.posargs)
@@ -282,7 +282,7 @@ def benchmark(session, backend, script, *names):
 @nox.session
 @each_backend
 def bench(session, backend):
-    """Measure what the layer gains and costs, and draw it for the README."""
+    """Measure speed and memory, and update the charts and tables."""
     if backend == "tensorflow":
         install_keras_2(session)
     hardware = "cuda-" if shutil.which("nvidia-smi") else ""
@@ -294,7 +294,7 @@ def bench(session, backend):
 @nox.session
 @each_backend
 def padding(session, backend):
-    """Measure what `skip_masked` saves: the last part of `bench` alone."""
+    """Measure what `skip_masked` saves, as the last part of `bench` does."""
     benchmark(session, backend, "padding", "bench", backend)
     session.run("python", "benchmarks/report.py")
 
@@ -309,11 +309,11 @@ def memory(session, backend):
 @nox.session
 @each_backend
 def speed(session, backend):
-    """Time calls in order, against Keras's own layer."""
+    """Time `steps_per_call=1` against Keras's own layer."""
     benchmark(session, backend, "speed")
 
 
 @nox.session
 def compile_time(session):
-    """Time JAX's compilation, against Keras's own layer."""
+    """Time compilation on JAX, against Keras's own layer."""
     benchmark(session, "jax", "compile_time")

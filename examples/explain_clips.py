@@ -1,9 +1,10 @@
 """Shows where in each frame of a clip a model sees the digit that it reads.
 
-A digit drifts over frames of noise, and fragments of others. `TimeDistributed`
-applies a small CNN to each frame, a GRU reads the clip, and Grad-CAM (Selvaraju
-et al., 2017) finds the places that the answer comes from: the wrapped CNN is
-split in two behind its last convolution, and each part is wrapped again.
+A digit drifts over frames of noise and fragments of other digits.
+`TimeDistributed` applies a small CNN to each frame, a GRU reads the clip, and
+Grad-CAM (Selvaraju et al., 2017) finds the places that the answer comes from:
+the wrapped CNN is split after its last convolution, and each part is wrapped
+again.
 
     pip install keras_td jax scikit-learn matplotlib
     python explain_clips.py --picture cams.png

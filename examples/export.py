@@ -1,10 +1,10 @@
 """Exports a reader of digits, and runs it without Keras.
 
 `TimeDistributed` applies a small CNN to each frame of a clip, and the largest
-score of each digit over time tells whether the clip shows it. Trained on clips
+score of each digit over time says whether the clip shows it. Trained on clips
 of 6 frames, the model is exported for any number of clips and of frames, in the
-format of its backend: a SavedModel of TensorFlow's, a program of `jax.export`
-or one of `torch.export`. Another process loads it and gets the same numbers. It
+format of its backend: a TensorFlow SavedModel, a `jax.export` program or a
+`torch.export` program. Another process loads it and gets the same numbers. It
 imports neither this package nor Keras (TensorFlow itself may import Keras).
 
     pip install keras_td jax flatbuffers scikit-learn
@@ -29,7 +29,7 @@ from sklearn.datasets import load_digits
 
 import keras_td
 
-# What another process does, before and after what depends on the format.
+# The program of another process, around what depends on the format.
 START = "import sys; import numpy as np; path, *clips, result = sys.argv[1:]"
 LOAD = {
     "tensorflow": """

@@ -1,9 +1,9 @@
-"""Tells which package a docstring is from, sentence by sentence.
+"""Recognizes the package that a docstring is from, sentence by sentence.
 
 A document is a docstring of NumPy, scikit-learn, Matplotlib or Keras, cut into
 sentences and words. One `TimeDistributed` reads the words of each sentence, and
-a GRU the sentences. Most documents are short, so most of a batch is padding:
-with `skip_masked=True`, only what is written is read.
+a GRU reads the sentences. Most documents are short, so most of a batch is
+padding: with `skip_masked=True`, only valid sentences are read.
 
     pip install keras_td jax scikit-learn matplotlib
     python read_documents.py
@@ -31,7 +31,7 @@ from keras import layers
 import keras_td
 
 SENTENCES, WORDS, VOCABULARY = 96, 24, 4000
-# Their names would tell too much.
+# These names would give the package away.
 NAMES = {
     "np",
     "numpy",
@@ -97,7 +97,7 @@ def read_documents(rng):
 
 
 def make_model(**options):
-    """Reads words, then sentences, and tells the source."""
+    """Reads words, then sentences, and names the source."""
     words = keras.Input((SENTENCES, WORDS), dtype="int32")
     encoder = keras.Sequential(
         [

@@ -1,16 +1,16 @@
 """Trains one model on one, two and four devices, with the same result.
 
-`TimeDistributed` needs no engine of its own: what a backend has for many
-devices gives each of them some clips of a batch, with all their frames. JAX
-has Keras's `DataParallel`, TensorFlow a `MirroredStrategy`, and PyTorch one
-process for each device, with `DistributedDataParallel`.
+`TimeDistributed` trains with what each backend has for many devices. Each
+device gets some clips of a batch, with all their frames: by Keras's
+`DataParallel` on JAX, by a `MirroredStrategy` on TensorFlow, and by
+`DistributedDataParallel` on PyTorch, with a process for each device.
 
     pip install keras_td jax
     python train_on_many_devices.py
 
 Set `KERAS_BACKEND` to "torch" or "tensorflow" to run it on another backend. The
-devices are parts of the CPU here, or processes on it: they show that numbers
-stay the same, and not how much faster as many GPUs would be.
+devices are parts of one CPU here, or processes on it: they show that numbers
+stay the same, not how much faster several GPUs would be.
 """
 
 import json
