@@ -13,20 +13,22 @@ from keras_td import layer_kinds
 from keras_td import masks as masks_of
 from keras_td import padding
 from keras_td import trees
+from keras_td.options import CallOptions
 
 
 def is_prepared(wrapper, inputs, args, kwargs):
     """Whether Keras's `Layer.__call__` of a wrapper would do nothing but call.
 
     It converts arrays, checks inputs, builds, sets the dtype that variables are
-    cast to, passes masks on and adds losses. It also resolves `training`, but
-    the wrapped layer does so too.
+    cast to, passes masks on, adds losses and drops those of the last call. It
+    also resolves `training`, but the wrapped layer does so too.
     """
     return (
         not args
         and kwargs.keys() <= {"training", "mask"}
         and kwargs.get("mask") is None
         and _is_bare_tensor(inputs)
+        and CallOptions.of(wrapper).are_defaults
         and wrapper.built
         and building.is_built(wrapper.layer)
         and wrapper.input_spec is None

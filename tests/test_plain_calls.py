@@ -29,6 +29,7 @@ LAYERS = {
     "Dense": lambda: layers.Dense(4),
     "Dense, mixed": lambda: layers.Dense(4, dtype="mixed_bfloat16"),
     "Dense, uncast": lambda: layers.Dense(4, autocast=False),
+    "Dense, regularized": lambda: layers.Dense(4, activity_regularizer="l2"),
     "Dropout": lambda: layers.Dropout(0.5),
     "own": Untouched,
 }
@@ -39,6 +40,7 @@ WRAPPERS = {
     "bfloat16, cast": {"dtype": "bfloat16", "autocast": True},
     "regularized": {"activity_regularizer": "l2"},
     "frozen": {"trainable": False},
+    "1 step": {"steps_per_call": 1},
     "without masks": {"supports_masking": False},
 }
 
