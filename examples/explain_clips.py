@@ -121,7 +121,7 @@ def draw(picture, clips, heats, answers):
         fig.subfigures(SHOWN, 1).flat, clips, heats, answers, strict=True
     ):
         part.set_facecolor(PAPER)
-        part.suptitle(f"reads a {answer}", color=INK, size=11)
+        part.suptitle(f"Answer: {answer}", color=INK, size=11)
         plain, seen = part.subplots(2, TIME)
         shape = {"cmap": "gray_r", "extent": (0, SIZE, SIZE, 0)}
         for t in range(TIME):

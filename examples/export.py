@@ -150,7 +150,7 @@ def main():
         expected = model.predict(frames, verbose=0)
         error = np.abs(found - expected).max()
         clips, time = frames.shape[:2]
-        print(f"{clips} clips of {time} frames: the same to {error:.0e}")
+        print(f"Clips: {clips}. Frames: {time}. The same to {error:.0e}.")
         assert error < 1e-5
 
 
