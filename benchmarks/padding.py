@@ -19,7 +19,11 @@ import isolated
 BATCH, TIME = 16, 32
 SHARES = 0, 50, 75, 90
 LAYERS = "LSTM", "CNN", "MobileNetV2"
-SKIPPING, PLAIN, IDEAL = "skip_masked=True", "without", "valid steps alone"
+SKIPPING, PLAIN, IDEAL = (
+    "skip_masked=True",
+    "skip_masked=False",
+    "only valid steps (ideal)",
+)
 WHO = SKIPPING, PLAIN, IDEAL
 PARTS = {"train step": "train", "predict step": "predict"}
 # In each round, all run once; few rounds begin after so many seconds.

@@ -124,10 +124,13 @@ def draw(picture, clips, heats, answers):
         part.suptitle(f"Answer: {answer}", color=INK, size=11)
         plain, seen = part.subplots(2, TIME)
         shape = {"cmap": "gray_r", "extent": (0, SIZE, SIZE, 0)}
+        plain[0].set_ylabel("frames", color=INK)
+        seen[0].set_ylabel("Grad-CAM", color=INK)
         for t in range(TIME):
             for ax in plain[t], seen[t]:
                 ax.imshow(frames[t, ..., 0], vmin=0, vmax=1, **shape)
-                ax.axis("off")
+                ax.set(xticks=[], yticks=[])
+                ax.spines[:].set_visible(False)
             seen[t].imshow(
                 heat[t],
                 cmap="autumn_r",

@@ -29,9 +29,11 @@ def parse(args):
     )
     parser.add_argument("old", help="the .keras or .h5 model file to read")
     parser.add_argument("new", help="the .keras file to write")
-    parser.add_argument("--steps-per-call", type=int, metavar="K")
+    help_ = "as in keras_td.TimeDistributed"
+    parser.add_argument("--steps-per-call", type=int, metavar="K", help=help_)
     for name in OPTIONS[1:]:
-        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true")
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, action="store_true", help=help_)
     parser.add_argument(
         "--import",
         dest="modules",

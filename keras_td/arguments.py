@@ -39,6 +39,11 @@ class Arguments:
     valid: Any = None
     without_padding: bool = False
 
+    @classmethod
+    def of_one(cls, x):
+        """The arguments of a call on one tensor without a mask."""
+        return cls({"inputs": x}, {"inputs": None}, x.shape[1])
+
     @property
     def first(self):
         nests = self.tensors.values()

@@ -48,11 +48,14 @@ def call_folded(layer, options, arguments):
 
 
 def call_plainly(layer, inputs, training):
-    """Calls a layer once on a tensor without a mask."""
+    """Calls a layer once on a tensor without a mask.
+
+    Returns:
+        Tuple of the outputs and the masks that the layer gives them.
+    """
     options = {} if training is None else {"training": training}
     outputs = layer(folding.fold(inputs), **options)
-    [outputs] = unfold([outputs], inputs)
-    return outputs
+    return unfold((outputs, masking.output_masks(outputs, {}, {})), inputs)
 
 
 def unfold(nests, like):

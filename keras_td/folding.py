@@ -79,12 +79,12 @@ def common_sizes(tensors):
     _check_ranks(shapes)
     batches, times = zip(*(sizes(x)[:2] for x in tensors.values()), strict=True)
     batches, times = _except_ones(batches), _except_ones(times)
-    for axis, found in ("batch", batches), ("time", times):
+    for what, found in ("batch size", batches), ("number of steps", times):
         if any(itertools.starmap(differ, itertools.combinations(found, 2))):
             received = ", ".join(f"`{n}` with {s}" for n, s in shapes.items())
             raise ValueError(
-                f"`TimeDistributed` expects tensors of the same {axis} (a size "
-                f"of 1 matches any other). Received shapes: {received}."
+                f"`TimeDistributed` expects tensors of the same {what} (1 "
+                f"matches any other). Received shapes: {received}."
             )
     batch = next(filter(_is_known, batches), batches[0])
     time = next(filter(_is_known, times), None)

@@ -19,6 +19,14 @@ def own_weights(layer):
     return layer._trainable_variables
 
 
+def own_losses(layer):
+    """The losses that a layer itself has added.
+
+    `losses` is public, and includes those of the layers inside.
+    """
+    return layer._losses
+
+
 def own_metrics(layer):
     """The metrics of a layer itself; `metrics` includes those of others."""
     return list(layer._metrics)

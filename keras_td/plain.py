@@ -31,6 +31,8 @@ def is_prepared(wrapper, inputs, args, kwargs):
         and CallOptions.of(wrapper).are_defaults
         and wrapper.built
         and building.is_built(wrapper.layer)
+        and not internals.own_losses(wrapper)
+        and "compute_mask" not in vars(wrapper)
         and wrapper.input_spec is None
         and wrapper.activity_regularizer is None
         and not wrapper.autocast
@@ -42,15 +44,14 @@ def is_prepared(wrapper, inputs, args, kwargs):
 def is_all_there_is(layer, inputs, options):
     """Whether a layer only has to be called once, with nothing else to do.
 
-    It is a Keras layer that holds no other layers, so it has neither state nor
-    masks of its own.
+    A Keras layer that holds no other layers keeps no state between calls.
     """
     return (
         options.are_defaults
         and _is_bare_tensor(inputs)
-        and layer_kinds.is_from(type(layer).call, "keras")
+        and layer_kinds.is_from(layer.call, "keras")
         and not internals.layers_of(layer, include_self=False)
-        and not layer_kinds.makes_masks(layer)
+        and not layer_kinds.required_options(layer)
         and not padding.mixes_samples(layer)
     )
 
@@ -60,6 +61,7 @@ def _is_bare_tensor(x):
     return (
         ops.is_tensor(x)
         and trees.is_dense(x)
+        and getattr(x.shape, "rank", 2) is not None
         and len(x.shape) > 1
         and masks_of.get_masks(x) is None
     )

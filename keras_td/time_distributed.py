@@ -18,6 +18,7 @@ from keras_td import legacy
 from keras_td import plain
 from keras_td import signatures
 from keras_td import skipping
+from keras_td.arguments import Arguments
 from keras_td.arguments import gather_call
 from keras_td.arguments import symbols_of_shapes
 from keras_td.options import OPTIONS
@@ -69,7 +70,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
             samples of a batch still differ. The layer is then called on one
             step at a time, whatever `steps_per_call` is.
         skip_masked: Whether the layer is called only on valid steps, so that
-            padding costs nothing. A step is valid if anything in its mask is.
+            padding costs little. A step is valid if anything in its mask is.
             Other steps output zeros, and do not count in the layer's statistics
             and losses. Not for stateful layers, nor with `share_randomness`.
         **kwargs: The arguments of every Keras layer. `dtype` defaults to the
@@ -196,12 +197,16 @@ class TimeDistributed(keras.layers.TimeDistributed):
             and mask is None
             and plain.is_all_there_is(self.layer, inputs, options)
         ):
-            return calling.call_plainly(self.layer, inputs, training)
-        arguments, others = gather_call(inputs, args, kwargs, training, mask)
-        call = functools.partial(calling.call_folded, self.layer, others)
-        results, losses = skipping.call_steps(
-            call, self.layer, arguments, options
-        )
+            arguments, losses = Arguments.of_one(inputs), []
+            results = calling.call_plainly(self.layer, inputs, training)
+        else:
+            arguments, others = gather_call(
+                inputs, args, kwargs, training, mask
+            )
+            call = functools.partial(calling.call_folded, self.layer, others)
+            results, losses = skipping.call_steps(
+                call, self.layer, arguments, options
+            )
         for loss in losses:
             self.add_loss(loss)
         # If a subclass has its own `compute_mask`, Keras calls that.

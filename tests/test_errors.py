@@ -47,17 +47,17 @@ MISTAKES = {
     "times that differ": (
         [[ones(2, 3, 4), ones(2, 5, 4)]],
         {},
-        r"same time.*`inputs\[0\]`.*\(2, 3, 4\).*`inputs\[1\]`.*\(2, 5, 4\)",
+        r"number of steps.*inputs\[0\].*\(2, 3, 4\).*inputs\[1\].*\(2, 5, 4\)",
     ),
     "times that differ between arguments": (
         [ones(2, 3, 4)],
         {"value": ones(2, 5, 4)},
-        r"same time.*`inputs`.*\(2, 3, 4\).*`value`.*\(2, 5, 4\)",
+        r"same number of steps.*`inputs`.*\(2, 3, 4\).*`value`.*\(2, 5, 4\)",
     ),
     "batches that differ": (
         [[ones(2, 3, 4), ones(4, 3, 4)]],
         {},
-        r"same batch.*\(2, 3, 4\).*\(4, 3, 4\)",
+        r"same batch size.*\(2, 3, 4\).*\(4, 3, 4\)",
     ),
     "a mask of another time": (
         [ones(2, 3, 4)],

@@ -75,6 +75,42 @@ def built():
     return td
 
 
+def test_losses_of_an_earlier_call_are_forgotten():
+    td = TimeDistributed(layers.Dense(4), activity_regularizer="l2")
+    x = ops.ones((2, 3, 5))
+    td(x)
+    td.activity_regularizer = None
+
+    td(x)
+
+    assert not td.losses
+
+
+class MasksZeros(layers.Dense):
+    """Finds out itself which of its outputs are valid."""
+
+    def compute_mask(self, inputs, mask=None):
+        return ops.any(ops.not_equal(inputs, 0), axis=-1)
+
+
+@pytest.mark.parametrize("where", ["class", "layer", "wrapper"])
+def test_a_mask_that_is_made_leaves(where, rng):
+    td = TimeDistributed(MasksZeros(4) if where == "class" else layers.Dense(4))
+    if where == "layer":
+        td.layer.compute_mask = MasksZeros(4).compute_mask
+    if where == "wrapper":
+        td.compute_mask = MasksZeros(4).compute_mask
+    x = normal(rng, 2, 3, 5)
+    x[:, 2] = 0
+    x = ops.convert_to_tensor(x)
+    td(x)
+
+    outputs = td(x)
+
+    pooled = layers.GlobalAveragePooling1D()(outputs)
+    assert_close(pooled, as_numpy(outputs)[:, :2].mean(axis=1))
+
+
 def test_a_spec_of_inputs_is_checked(built):
     built.input_spec = keras.InputSpec(shape=(None, 3, 5))
 
