@@ -1,6 +1,5 @@
 """The project's chores: `nox` tests everything, `nox -l` lists the rest."""
 
-import functools
 import os
 import pathlib
 import shutil
@@ -69,9 +68,10 @@ def run_tests(session, backend, *args, xla_flags=XLA_FLAGS):
     use(session, backend)
     # Tests are small: a process per core is faster than threads.
     session.env.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1")
+    cache = pathlib.Path(session.create_tmp(), "jax").resolve()
     session.env.update(
         XLA_FLAGS=" ".join(xla_flags),
-        JAX_COMPILATION_CACHE_DIR=f"{session.create_tmp()}/jax",
+        JAX_COMPILATION_CACHE_DIR=str(cache),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
     # Only whole runs are for the table.
@@ -230,14 +230,16 @@ def release_check(session, backend):
     session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
     built = list(map(str, dist.iterdir()))
     session.run("twine", "check", "--strict", *built)
+    clean = session.virtualenv.location + "-clean"
+    _, *pip = PIP
+    python = f"{clean}/bin/python"
+    needed = groups(backend, "test", "types")
     for path in built:
-        clean = session.virtualenv.location + "-clean"
         session.run("python", "-m", "venv", "--clear", clean)
-        needed = groups(backend, "test", "types")
-        run = functools.partial(session.run, f"{clean}/bin/python", "-m")
-        run("pip", "--quiet", "install", path, *needed, external=True)
+        session.run(python, *pip, "install", path, *needed, external=True)
         with session.chdir("integration_tests"):
-            run("pytest", *session.posargs, external=True)
+            pytest = (python, "-m", "pytest", *session.posargs)
+            session.run(*pytest, external=True)
 
 
 @nox.session

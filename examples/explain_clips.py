@@ -98,8 +98,8 @@ def grad_cam(model, clips, answers):
     """Where answers come from, `(clips, time, height, width)`."""
     td = model.get_layer("frames")
     maps = td.layer.get_layer("maps").output
-    before = keras_td.TimeDistributed(keras.Model(td.layer.inputs, maps))
-    after = keras_td.TimeDistributed(keras.Model(maps, td.layer.outputs))
+    before = keras_td.TimeDistributed(keras.Model(td.layer.inputs[0], maps))
+    after = keras_td.TimeDistributed(keras.Model(maps, td.layer.outputs[0]))
     rest = keras.Model(td.output, model.output)
     chosen = ops.one_hot(answers, 10)
 
