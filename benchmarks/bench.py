@@ -118,8 +118,10 @@ def wrap(who, layer):
         return layer
     if who == OWN:
         return keras_td.TimeDistributed(layer)
-    if who in (IDENTITY, RESHAPING):
-        return (Identity if who == IDENTITY else Reshaping)(layer)
+    if who == IDENTITY:
+        return Identity(layer)
+    if who == RESHAPING:
+        return Reshaping(layer)
     return keras_of(who).layers.TimeDistributed(layer)
 
 

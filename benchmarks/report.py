@@ -62,11 +62,16 @@ def ratio(samples, other):
     Returns:
         The median, and half the range of the middle half.
     """
-    pairs = zip(samples[bench.OWN], samples[other], strict=True)
-    ratios = [own / its for own, its in pairs]
+    ratios = turn_by_turn(samples, bench.OWN, other)
     low, median, high = statistics.quantiles(ratios, method="inclusive")
     digits = 2 if median > 0.1 else 3
     return f"{median:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+
+
+def turn_by_turn(samples, who, other):
+    """How many times as long as another one takes, in each round."""
+    pairs = zip(samples[who], samples[other], strict=True)
+    return [own / its for own, its in pairs]
 
 
 def row(cell, other):
@@ -98,8 +103,11 @@ def table(run, wanted=lambda steps, other: True):
         for other in others(cell)
         if wanted(cell["steps"], other)
     ]
-    lines = [f"| {' | '.join(line)} |" for line in [heads, align, *rows]]
-    return "\n".join([f"{title(run)}:", "", *lines])
+    return f"{title(run)}:\n\n{markdown([heads, align, *rows])}"
+
+
+def markdown(rows):
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def others(cell):
@@ -122,25 +130,19 @@ def summary(runs):
     rows = [["layer", *heads], ["---", *["--:"] * len(heads)]]
     for name in bench.MODELS:
         rows.append([name, *(gain(cells[name]) for cells in by_layer)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def gain(cell):
     if bench.STOCK in cell["missing"]:
         return f"stock takes {cell['missing'][bench.STOCK]}"
-    return " / ".join(
-        rounded(times_as_fast(cell["samples"][part])) + "x"
-        for part in (FIRST, TRAIN)
-    )
-
-
-def rounded(times):
-    return f"{times:.0f}" if times > 9.5 else f"{times:.2g}"
-
-
-def times_as_fast(samples):
-    pairs = zip(samples[bench.STOCK], samples[bench.OWN], strict=True)
-    return statistics.median(its / own for its, own in pairs)
+    found = []
+    for part in FIRST, TRAIN:
+        times = statistics.median(
+            turn_by_turn(cell["samples"][part], bench.STOCK, bench.OWN)
+        )
+        found.append(f"{times:.0f}x" if times > 9.5 else f"{times:.2g}x")
+    return " / ".join(found)
 
 
 def device_of(run):
