@@ -80,9 +80,7 @@ def row(cell, other):
     if missing.keys() & set(pair):
         # Who takes too long takes it in the first train step.
         why = " / ".join(missing.get(who, "-") for who in pair)
-        found = [
-            why if part == "first train step" else "-" for part in bench.PARTS
-        ]
+        found = [why if part == FIRST else "-" for part in bench.PARTS]
     else:
         found = [ratio(samples[part], other) for part in bench.PARTS]
     megabytes = (
@@ -281,8 +279,7 @@ def main():
     if padded:
         padding_chart(padded, bench.RESULTS / PADDING_CHART)
         tables = [
-            "\n".join([f"{title(run)}:", "", padding.table(run["cells"])])
-            for run in padded
+            f"{title(run)}:\n\n{padding.table(run['cells'])}" for run in padded
         ]
         put_between_marks(PADDING, "\n\n".join(tables))
     runs = load("[!p]*.json")
