@@ -139,7 +139,7 @@ def gain(cell):
         times = statistics.median(
             turn_by_turn(cell["samples"][part], bench.STOCK, bench.OWN)
         )
-        found.append(f"{times:.0f}x" if times > 9.5 else f"{times:.2g}x")
+        found.append(f"{times:.0f}x" if times > 9.5 else f"{times:#.2g}x")
     return " / ".join(found)
 
 
