@@ -24,7 +24,6 @@ ROUNDS, SECONDS = 50, 20
 def measure(name, steps):
     """Seconds of each part, for stock and for this layer, in this process."""
     import keras
-    import numpy as np
 
     import keras_td
 
@@ -33,8 +32,8 @@ def measure(name, steps):
         td = wrap(layer)
         model = keras.Sequential([keras.Input((steps, *shape)), td])
         model.compile("sgd", "mse", jit_compile="auto")
-        x = np.ones((BATCH, steps, *shape), "float32")
-        y = np.ones((BATCH, *model.output_shape[1:]), "float32")
+        x = bench.array((BATCH, steps, *shape))
+        y = bench.array((BATCH, *model.output_shape[1:]))
         x_there = keras.ops.convert_to_tensor(x)
 
         def wait_for(outputs):
